@@ -1,0 +1,17 @@
+//! Few-step sampling of diffusion and flow models by distilled linear multistep solvers.
+//!
+//! ```text
+//! solver:  (name, grid)            -> Schedule             data, JSON on disk
+//! sample:  (Schedule, x_T, model)  -> x                    one loop
+//! distill: (Config, model, noise)  -> Schedule + report    forward calls only
+//! ```
+//!
+//! Coordinates are those of k-diffusion: a state `x` at noise level `sigma`, and a model that
+//! returns `denoised`, its prediction of x0 (guidance included). Knowledge flows one way:
+//! error <- schedule <- solver; schedule + tensor <- sample <- distill; all <- ffi.
+
+pub mod error;
+pub mod schedule;
+
+pub use error::{Error, Result, Status};
+pub use schedule::{Node, Process, Schedule};
