@@ -12,6 +12,8 @@
 
 pub mod error;
 pub mod schedule;
+pub mod tensor;
 
 pub use error::{Error, Result, Status};
 pub use schedule::{Node, Process, Schedule};
+pub use tensor::Tensors;

@@ -1,0 +1,452 @@
+//! The schedule: everything a multistep sampler is, as data, and its JSON file. Knows no tensors.
+//!
+//! A schedule with N nodes (N = NFE, the number of model calls) turns a state at noise level
+//! `sigma_start` into one at `sigma_end`:
+//!
+//! ```text
+//! x_0     = (sigma[0] / sigma_start) x_T
+//! D_n     = model(x_n, scale[n] sigma[n])
+//! x_{n+1} = r x_n + g sum_j weights[n][j] D_{n-j},   r = sigma[n+1] / sigma[n],  g = 1 - r
+//! ```
+//!
+//! with `sigma[N] = sigma_end`. Where two neighbours have the same sigma nothing advances, g is 1,
+//! and the row is a correction (the second stage of Heun's method) whose weights sum to 0.
+//! The form is the design space of DLMS (OpenReview vkOFOUDLTn): prediction coefficients
+//! (`weights`), time steps (`sigma`) and time scaling factors (`scale`).
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, Status};
+
+/// The file format that this library reads and writes.
+pub const FORMAT: u32 = 1;
+/// A schedule file is refused unread above this many bytes.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// A schedule is refused above this many nodes.
+pub const MAX_NODES: usize = 1000;
+const MAX_SIGMA: f64 = 1e6;
+const SCALE_RANGE: std::ops::RangeInclusive<f64> = 1e-3..=1e3;
+const MAX_WEIGHT: f64 = 1e9;
+
+/// How noise is added. In both, `dx/dsigma = (x - denoised) / sigma`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Process {
+    /// x = x0 + sigma n: EDM, and epsilon- and v-models wrapped the k-diffusion way.
+    #[default]
+    Ve,
+    /// x = (1 - sigma) x0 + sigma n, with sigma at most 1.
+    Flow,
+}
+
+/// One model call and the update that follows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Noise level of the state, above 0, not above the node before.
+    pub sigma: f64,
+    /// Time scaling factor: the model is called at `scale * sigma`. 1e-3 to 1e3.
+    #[serde(default = "one")]
+    pub scale: f64,
+    /// Prediction coefficients over D_n, D_{n-1}, ..., newest first; 1 to n + 1 of them.
+    pub weights: Vec<f64>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// What a schedule was fitted to. A host refuses or warns where its own values differ.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MadeFor {
+    /// A name for the model, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// A hash of its weights, in whatever form the host uses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_hash: Option<String>,
+    /// Classifier-free guidance scale (1 = none).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_scale: Option<f64>,
+    /// Shape of one latent, without the batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latent_shape: Option<Vec<u64>>,
+    /// Smallest noise level the model knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_min: Option<f64>,
+    /// Largest noise level the model knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sigma_max: Option<f64>,
+    /// Time shift of a flow model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
+    /// Whether the model snaps sigma to its training steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapped: Option<bool>,
+}
+
+/// The mean distance of one handcrafted solver, kept beside the distilled one's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Baseline {
+    pub solver: String,
+    pub grid: String,
+    pub distance: f64,
+}
+
+/// How a schedule came to be. Distances are means over held-out trajectories of the Euclidean
+/// distance to the teacher's end point.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MadeBy {
+    /// "handcrafted" or "distilled".
+    pub method: String,
+    /// The handcrafted solver, or the one the distillation started from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub solver: Option<String>,
+    /// Its sigma grid, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grid: Option<String>,
+    /// The teacher, in words: solver, grid and number of steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<String>,
+    /// Number of trajectories fitted to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trajectories: Option<u64>,
+    /// Number of held-out trajectories that decided what was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<u64>,
+    /// The seeds of the noise, as the host tells them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<String>,
+    /// Batch calls of the model, the teacher's not among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_calls: Option<u64>,
+    /// Batch calls of the model by the teacher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_calls: Option<u64>,
+    /// Wall time in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Version of the library that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library_version: Option<String>,
+    /// Held-out distance of this schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance: Option<f64>,
+    /// Held-out distance of the schedule that the fit started from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_distance: Option<f64>,
+    /// Whether this schedule beats every handcrafted one on the held-out trajectories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub improved: Option<bool>,
+    /// The handcrafted solvers at the same NFE, best first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub handcrafted: Vec<Baseline>,
+}
+
+/// A multistep sampler as data. Build one with [`Schedule::new`] or read one with
+/// [`Schedule::from_json`]; both leave nothing unchecked, so a `Schedule` is always valid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    process: Process,
+    sigma_start: f64,
+    sigma_end: f64,
+    nodes: Vec<Node>,
+    pub name: Option<String>,
+    pub made_for: Option<MadeFor>,
+    pub made_by: Option<MadeBy>,
+}
+
+/// The file, field by field.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    #[serde(default)]
+    name: Option<String>,
+    process: Process,
+    nfe: usize,
+    sigma_start: f64,
+    sigma_end: f64,
+    nodes: Vec<Node>,
+    #[serde(default)]
+    made_for: Option<MadeFor>,
+    #[serde(default)]
+    made_by: Option<MadeBy>,
+}
+
+impl Schedule {
+    /// A checked schedule. `sigma_start` is the noise level of the x_T that the host hands in (at
+    /// least `nodes[0].sigma`), `sigma_end` that of the result (0 allowed, below the last node).
+    pub fn new(process: Process, sigma_start: f64, sigma_end: f64, nodes: Vec<Node>) -> Result<Self> {
+        let schedule =
+            Self { process, sigma_start, sigma_end, nodes, name: None, made_for: None, made_by: None };
+        schedule.validate()?;
+        Ok(schedule)
+    }
+
+    pub fn process(&self) -> Process {
+        self.process
+    }
+
+    /// Noise level of the x_T that sampling starts from.
+    pub fn sigma_start(&self) -> f64 {
+        self.sigma_start
+    }
+
+    /// Noise level of the result.
+    pub fn sigma_end(&self) -> f64 {
+        self.sigma_end
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Number of model calls.
+    pub fn nfe(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Noise level of state `n`, 0 to `nfe()` inclusive.
+    pub fn sigma(&self, n: usize) -> f64 {
+        self.nodes.get(n).map_or(self.sigma_end, |node| node.sigma)
+    }
+
+    /// The noise level that the model is told at node `n`.
+    pub fn model_sigma(&self, n: usize) -> f64 {
+        self.nodes[n].scale * self.nodes[n].sigma
+    }
+
+    /// The update after node `n` as plain factors: of x_n, and of D_n, D_{n-1}, ...
+    pub fn row(&self, n: usize) -> (f64, Vec<f64>) {
+        let (r, g) = advance(self.nodes[n].sigma, self.sigma(n + 1));
+        (r, self.nodes[n].weights.iter().map(|w| g * w).collect())
+    }
+
+    /// The state at `n` over the basis [x_T, D_0, ..., D_{n-1}]. Whatever the solver, the first
+    /// entry is `sigma(n) / sigma_start`; where all weights sum to 1 the others sum to its complement.
+    pub fn expand(&self, n: usize) -> Vec<f64> {
+        let mut state = vec![self.nodes[0].sigma / self.sigma_start];
+        for m in 0..n {
+            let (r, row) = self.row(m);
+            state.iter_mut().for_each(|v| *v *= r);
+            state.push(0.0);
+            for (j, b) in row.iter().enumerate() {
+                state[1 + m - j] += b;
+            }
+        }
+        state
+    }
+
+    fn validate(&self) -> Result<()> {
+        let bad = |m: String| Err(Error::schedule(m));
+        let n = self.nodes.len();
+        if n == 0 || n > MAX_NODES {
+            return bad(format!("the schedule has {n} nodes; 1 to {MAX_NODES} are allowed"));
+        }
+        if !(self.sigma_start > 0.0 && self.sigma_start <= MAX_SIGMA) {
+            return bad(format!("sigma_start is {}; it must be above 0, at most {MAX_SIGMA}", self.sigma_start));
+        }
+        if self.process == Process::Flow && self.sigma_start > 1.0 {
+            return bad(format!("sigma_start is {}; a flow model knows 0 to 1", self.sigma_start));
+        }
+        if !(self.sigma_end >= 0.0 && self.sigma_end.is_finite()) {
+            return bad(format!("sigma_end is {}; it must be 0 or above", self.sigma_end));
+        }
+        let mut above = self.sigma_start;
+        for (i, node) in self.nodes.iter().enumerate() {
+            if !(node.sigma > 0.0 && node.sigma.is_finite()) {
+                return bad(format!("sigma of node {i} is {}; it must be above 0 and finite", node.sigma));
+            }
+            if node.sigma > above {
+                let before = if i == 0 { "sigma_start".into() } else { format!("node {}", i - 1) };
+                return bad(format!(
+                    "sigma of node {i} is {}, above the {above} of {before}; sigmas must not increase",
+                    node.sigma
+                ));
+            }
+            above = node.sigma;
+            if !SCALE_RANGE.contains(&node.scale) {
+                return bad(format!("scale of node {i} is {}; it must be 1e-3 to 1e3", node.scale));
+            }
+            if self.process == Process::Flow && node.scale * node.sigma > 1.0 + 1e-9 {
+                return bad(format!(
+                    "scale times sigma of node {i} is {}; a flow model knows 0 to 1",
+                    node.scale * node.sigma
+                ));
+            }
+            let w = node.weights.len();
+            if w == 0 || w > i + 1 {
+                return bad(format!("node {i} has {w} weights; 1 to {} are allowed", i + 1));
+            }
+            if let Some((j, v)) = node.weights.iter().enumerate().find(|(_, v)| !(v.abs() <= MAX_WEIGHT)) {
+                return bad(format!("weight {j} of node {i} is {v}; it must be finite, at most 1e9 in size"));
+            }
+        }
+        if self.sigma_end >= above {
+            return bad(format!("sigma_end is {}; it must be below the last node's sigma {above}", self.sigma_end));
+        }
+        Ok(())
+    }
+
+    /// Reads a schedule from the text of its file. Refuses unknown fields and anything out of range.
+    pub fn from_json(text: &str) -> Result<Self> {
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(too_large(text.len() as u64));
+        }
+        let file: File = serde_json::from_str(text).map_err(|e| {
+            let detail = e.to_string().chars().take(400).collect::<String>();
+            Error::schedule(format!("this is not a schedule of format {FORMAT}: {detail}"))
+        })?;
+        if file.format != FORMAT {
+            return Err(Error::schedule(format!(
+                "the file says format {}; this library reads format {FORMAT}",
+                file.format
+            )));
+        }
+        if file.nfe != file.nodes.len() {
+            return Err(Error::schedule(format!(
+                "nfe is {} but there are {} nodes; they must be equal",
+                file.nfe,
+                file.nodes.len()
+            )));
+        }
+        let mut schedule = Self::new(file.process, file.sigma_start, file.sigma_end, file.nodes)?;
+        schedule.name = file.name;
+        schedule.made_for = file.made_for;
+        schedule.made_by = file.made_by;
+        Ok(schedule)
+    }
+
+    /// The text of the file: one line a node, every number exact to the last bit when read back.
+    pub fn to_json(&self) -> String {
+        fn js<T: Serialize>(value: &T) -> String {
+            serde_json::to_string(value).expect("plain data always serializes")
+        }
+        fn indented<T: Serialize>(value: &T) -> String {
+            let text = serde_json::to_string_pretty(value).expect("plain data always serializes");
+            text.replace('\n', "\n  ")
+        }
+        let mut fields = vec![format!("\"format\": {FORMAT}")];
+        if let Some(name) = &self.name {
+            fields.push(format!("\"name\": {}", js(name)));
+        }
+        fields.push(format!("\"process\": {}", js(&self.process)));
+        fields.push(format!("\"nfe\": {}", self.nfe()));
+        fields.push(format!("\"sigma_start\": {}", js(&self.sigma_start)));
+        fields.push(format!("\"sigma_end\": {}", js(&self.sigma_end)));
+        let nodes: Vec<String> = self.nodes.iter().map(|node| format!("    {}", js(node))).collect();
+        fields.push(format!("\"nodes\": [\n{}\n  ]", nodes.join(",\n")));
+        if let Some(made_for) = &self.made_for {
+            fields.push(format!("\"made_for\": {}", indented(made_for)));
+        }
+        if let Some(made_by) = &self.made_by {
+            fields.push(format!("\"made_by\": {}", indented(made_by)));
+        }
+        format!("{{\n  {}\n}}\n", fields.join(",\n  "))
+    }
+
+    /// Reads a schedule file; anything but a regular file of at most 1 MiB is refused unread.
+    pub fn load(path: &Path) -> Result<Self> {
+        let io = |e: std::io::Error| Error::new(Status::Io, format!("cannot read {}: {e}", path.display()));
+        let about = fs::metadata(path).map_err(io)?;
+        if !about.is_file() {
+            return Err(Error::new(Status::Io, format!("{} is not a regular file", path.display())));
+        }
+        if about.len() > MAX_FILE_BYTES {
+            return Err(too_large(about.len()).in_file(path));
+        }
+        let mut bytes = Vec::new();
+        fs::File::open(path).map_err(io)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|e| Error::schedule(format!("this is not UTF-8 text: {e}")).in_file(path))?;
+        Self::from_json(text).map_err(|e| e.in_file(path))
+    }
+
+    /// Writes the file whole or not at all: into a temporary file beside it, then renamed.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomic(path, self.to_json().as_bytes())
+    }
+
+    /// Refuses a schedule made for something else, naming the first value that differs. Only values
+    /// that both sides state are compared. Sigmas and shift may differ by 0.1 %.
+    pub fn check_made_for(&self, process: Process, host: &MadeFor) -> Result<()> {
+        let differs = |what: &str, made: String, here: String| {
+            Err(Error::new(
+                Status::Mismatch,
+                format!("the schedule was made for {what} {made}; this model has {here}"),
+            ))
+        };
+        if process != self.process {
+            let name = |p| if p == Process::Ve { "ve" } else { "flow" };
+            return differs("the process", name(self.process).into(), name(process).into());
+        }
+        let Some(own) = &self.made_for else { return Ok(()) };
+        for (what, made, here) in [
+            ("sigma_min", own.sigma_min, host.sigma_min),
+            ("sigma_max", own.sigma_max, host.sigma_max),
+            ("shift", own.shift, host.shift),
+            ("guidance scale", own.guidance_scale, host.guidance_scale),
+        ] {
+            if let (Some(a), Some(b)) = (made, here)
+                && (a - b).abs() > 1e-3 * a.abs().max(b.abs())
+            {
+                return differs(what, a.to_string(), b.to_string());
+            }
+        }
+        for (what, made, here) in
+            [("the model", &own.model, &host.model), ("the model hash", &own.model_hash, &host.model_hash)]
+        {
+            if let (Some(a), Some(b)) = (made, here)
+                && a != b
+            {
+                return differs(what, a.clone(), b.clone());
+            }
+        }
+        if let (Some(a), Some(b)) = (&own.latent_shape, &host.latent_shape)
+            && a != b
+        {
+            return differs("the latent shape", format!("{a:?}"), format!("{b:?}"));
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    fn in_file(self, path: &Path) -> Self {
+        Self::new(self.status, format!("{}: {}", path.display(), self.message))
+    }
+}
+
+/// Factors of the state (r) and of the weighted predictions (g) from `sigma` to `next`.
+pub fn advance(sigma: f64, next: f64) -> (f64, f64) {
+    let g = (sigma - next) / sigma;
+    (next / sigma, if g == 0.0 { 1.0 } else { g })
+}
+
+fn too_large(bytes: u64) -> Error {
+    Error::schedule(format!("the file has {bytes} bytes; a schedule has {MAX_FILE_BYTES} at most"))
+}
+
+/// Writes a file whole or not at all.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |e: std::io::Error| Error::new(Status::Io, format!("cannot write {}: {e}", path.display()));
+    let name = path.file_name().ok_or_else(|| {
+        Error::new(Status::Io, format!("cannot write {}: it names no file", path.display()))
+    })?;
+    let partial = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let written = fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&partial, path));
+    written.map_err(|e| {
+        let _ = fs::remove_file(&partial);
+        io(e)
+    })
+}
