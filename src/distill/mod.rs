@@ -1,0 +1,297 @@
+//! Distillation: from handcrafted schedules to one fitted to a model, by forward calls only.
+//!
+//! The teacher's end points are found once; handcrafted starts are ranked; Levenberg-Marquardt
+//! lowers the mean Euclidean distance to the teacher; a family of NFEs grows node by node;
+//! held-out trajectories decide what is kept. The design space is that of DLMS (OpenReview
+//! vkOFOUDLTn), the optimiser is not.
+//!
+//! [`measure`](self) (batches, teacher, distances, Jacobians) <- `fit` <- `family`.
+
+mod family;
+mod fit;
+mod journal;
+mod measure;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::schedule::{MadeFor, Process, Schedule};
+use crate::solver::Grid;
+use crate::tensor::Tensors;
+
+/// Batches with these indices and above are held out: never fitted to, they decide what is kept.
+pub const HELD_OUT_BATCHES: u64 = 1 << 20;
+/// Batches with these indices and above are for [`compare`]: never seen by a distillation.
+pub const TEST_BATCHES: u64 = 1 << 21;
+
+/// Whether the weights of a node must sum to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sums {
+    /// Any sum: fits better.
+    #[default]
+    Free,
+    /// Sum 1, as in every published data-prediction method.
+    Affine,
+}
+
+/// What to distil, and how hard to try. Crosses the ABI as a JSON object; unknown fields are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Number of model calls of the schedule; the largest one when a family is wanted. 1 to 50.
+    pub nfe: usize,
+    /// The smallest one of the family. Default: `nfe`, no family.
+    pub nfe_from: Option<usize>,
+    pub process: Process,
+    /// Smallest noise level the model knows.
+    pub sigma_min: f64,
+    /// Largest noise level the model knows, and that of x_T.
+    pub sigma_max: f64,
+    /// Noise level of the result: 0, or usually `sigma_min`.
+    pub sigma_end: f64,
+    /// Trajectories to fit to; rounded up to whole batches of the host's size.
+    pub trajectories: usize,
+    /// Held-out trajectories that decide what is kept; rounded up to whole batches.
+    pub held_out: usize,
+    /// The teacher: a handcrafted solver on a fine grid.
+    pub teacher: String,
+    /// Its number of model calls.
+    pub teacher_nfe: usize,
+    /// Its grid. Default: Karras rho 7; for flow uniform in t.
+    pub teacher_grid: Option<Grid>,
+    /// Whether the weights of a node must sum to 1.
+    pub sums: Sums,
+    /// Most weights a node may have. Default: all of its history.
+    pub order: Option<usize>,
+    /// May the noise levels move?
+    pub fit_sigmas: bool,
+    /// May the time scaling factors move?
+    pub fit_scales: bool,
+    /// May the weights move?
+    pub fit_weights: bool,
+    /// Forward difference in log sigma, log scale and weights. 1e-5 to 0.2; hosts that snap
+    /// sigma or compute in half precision need 0.01 or more.
+    pub difference_step: f64,
+    /// Most Levenberg-Marquardt steps for each NFE.
+    pub iterations: usize,
+    /// Stop after this many batch calls of the model, the teacher's not counted.
+    pub max_calls: Option<u64>,
+    /// Stop after this many seconds.
+    pub max_seconds: Option<f64>,
+    /// A file to keep the run's measurements in. Where it exists already, the run resumes from it.
+    pub checkpoint: Option<PathBuf>,
+    /// Copied into the schedules.
+    pub made_for: MadeFor,
+    /// The host's word for its noise and its conditions; copied into the schedules. A checkpoint
+    /// made with another one is refused.
+    pub seeds: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            nfe: 5,
+            nfe_from: None,
+            process: Process::Ve,
+            sigma_min: 0.002,
+            sigma_max: 80.0,
+            sigma_end: 0.0,
+            trajectories: 64,
+            held_out: 64,
+            teacher: "dpmpp_3m".into(),
+            teacher_nfe: 100,
+            teacher_grid: None,
+            sums: Sums::Free,
+            order: None,
+            fit_sigmas: true,
+            fit_scales: true,
+            fit_weights: true,
+            difference_step: 0.02,
+            iterations: 40,
+            max_calls: None,
+            max_seconds: None,
+            checkpoint: None,
+            made_for: MadeFor::default(),
+            seeds: None,
+        }
+    }
+}
+
+impl Config {
+    pub fn from_json(text: &str) -> Result<Self> {
+        let config: Self = serde_json::from_str(text)
+            .map_err(|e| Error::argument(format!("these are not options of a distillation: {e}")))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The smallest NFE wanted.
+    pub fn nfe_from(&self) -> usize {
+        self.nfe_from.unwrap_or(self.nfe)
+    }
+
+    pub fn validate(&self) -> Result<()> {
+        let bad = |m: String| Err(Error::argument(m));
+        let range = |what: &str, v: usize, low: usize, high: usize| {
+            if (low..=high).contains(&v) {
+                return Ok(());
+            }
+            Err(Error::argument(format!("{what} is {v}; it must be {low} to {high}")))
+        };
+        range("nfe", self.nfe, 1, 50)?;
+        range("nfe_from", self.nfe_from(), 1, self.nfe)?;
+        range("trajectories", self.trajectories, 1, 1 << 20)?;
+        range("held_out", self.held_out, 1, 1 << 20)?;
+        range("teacher_nfe", self.teacher_nfe, 2 * self.nfe, 1000)?;
+        range("iterations", self.iterations, 1, 10_000)?;
+        range("order", self.order.unwrap_or(1), 1, 50)?;
+        if !(self.sigma_min > 0.0 && self.sigma_min < self.sigma_max && self.sigma_max.is_finite()) {
+            return bad(format!(
+                "sigma_min is {} and sigma_max {}; 0 < sigma_min < sigma_max is needed",
+                self.sigma_min, self.sigma_max
+            ));
+        }
+        if self.process == Process::Flow && self.sigma_max > 1.0 {
+            return bad(format!("sigma_max is {}; a flow model knows 0 to 1", self.sigma_max));
+        }
+        if !(self.sigma_end >= 0.0 && self.sigma_end <= self.sigma_min) {
+            return bad(format!(
+                "sigma_end is {}; it must be 0 to sigma_min ({})",
+                self.sigma_end, self.sigma_min
+            ));
+        }
+        if !(1e-5..=0.2).contains(&self.difference_step) {
+            return bad(format!("difference_step is {}; it must be 1e-5 to 0.2", self.difference_step));
+        }
+        if !(self.fit_sigmas || self.fit_scales || self.fit_weights) {
+            return bad("fit_sigmas, fit_scales and fit_weights are all false; one must be true".into());
+        }
+        if self.max_seconds.is_some_and(|s| !(s > 0.0)) {
+            return bad("max_seconds must be above 0".into());
+        }
+        Ok(())
+    }
+}
+
+/// What a distillation is doing.
+#[repr(i32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Finding the teacher's end points.
+    Teacher = 0,
+    /// Ranking the handcrafted solvers.
+    Rank = 1,
+    /// Fitting.
+    Fit = 2,
+    /// Looking for the place of a new node.
+    Grow = 3,
+}
+
+/// How far a distillation is. Told after every model call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    pub phase: Phase,
+    /// NFE of the schedule in work.
+    pub nfe: usize,
+    /// Batch calls of the model so far, the teacher's among them.
+    pub calls: u64,
+    /// How many there will be, at most; an estimate.
+    pub calls_expected: u64,
+    /// Best held-out distance at this NFE so far; infinite before the first.
+    pub distance: f64,
+    /// Held-out distance of the best handcrafted solver at this NFE; infinite before it is known.
+    pub handcrafted: f64,
+    /// Estimated seconds to the end.
+    pub seconds_left: f64,
+}
+
+/// The host's side of a distillation: noise and model. All calls come on the caller's thread.
+pub trait Problem<T> {
+    /// Makes batch `batch` current: writes its x_T (noise level `sigma_max`) and sets whatever the
+    /// model depends on (prompts, labels). The same index must always give the same batch.
+    fn begin(&mut self, batch: u64, x_t: &mut T) -> Result<()>;
+
+    /// Writes the model's prediction of x0 at `x`, noise level `sigma`, for the current batch.
+    fn denoise(&mut self, x: &T, sigma: f64, denoised: &mut T) -> Result<()>;
+
+    /// Hears how far things are; false ends the run, which then keeps the best so far.
+    fn progress(&mut self, _progress: &Progress) -> bool {
+        true
+    }
+}
+
+/// What became of one NFE.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fitted {
+    pub nfe: usize,
+    /// Held-out distance.
+    pub distance: f64,
+    /// Whether it beats every handcrafted solver on the held-out trajectories. If not, the
+    /// schedule is the best handcrafted one.
+    pub improved: bool,
+    /// After each accepted step: batch calls so far, training distance, held-out distance.
+    pub trace: Vec<(u64, f64, f64)>,
+    #[serde(skip)]
+    pub schedule: Option<Schedule>,
+}
+
+/// What a distillation leaves: one schedule for each NFE, smallest first, and how it went.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Distilled {
+    pub library_version: String,
+    pub config: Config,
+    /// Batch calls by the teacher.
+    pub teacher_calls: u64,
+    /// All other batch calls.
+    pub model_calls: u64,
+    /// Those of them that ranked the handcrafted solvers.
+    pub ranking_calls: u64,
+    pub seconds: f64,
+    /// Seconds spent in the host's callbacks.
+    pub callback_seconds: f64,
+    /// Why it ended early: "cancelled", "calls", "seconds".
+    pub stopped: Option<String>,
+    pub family: Vec<Fitted>,
+}
+
+impl Distilled {
+    pub fn schedules(&self) -> impl Iterator<Item = &Schedule> {
+        self.family.iter().filter_map(|f| f.schedule.as_ref())
+    }
+
+    /// The report as JSON; the schedules are not in it.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("plain data always serializes")
+    }
+}
+
+/// Distils schedules for the model of `problem`. `like` gives the shape of a batch; its contents
+/// are not read.
+///
+/// # Errors
+/// Whatever a callback returns; `NonFinite` where the teacher diverges; `Mismatch` where the
+/// checkpoint was made for something else; `Stopped` where the run was ended before the first result.
+pub fn distill<B: Tensors>(
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+) -> Result<Distilled> {
+    family::distill(tensors, config, like, problem)
+}
+
+/// Mean distances of `schedules` to the teacher's end points over `config.held_out` trajectories
+/// that no distillation sees (batches from [`TEST_BATCHES`]).
+pub fn compare<B: Tensors>(
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+    schedules: &[&Schedule],
+) -> Result<Vec<f64>> {
+    family::compare(tensors, config, like, problem, schedules)
+}

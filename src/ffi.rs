@@ -1,0 +1,1068 @@
+//! Every export of the C ABI, the guard around each, and the host's own tensors. The comments here
+//! are the manual: cbindgen makes `include/lmsd.h` of them.
+//!
+//! Nothing panics across this file: the body of every export is a closure that [`guard`] or
+//! [`guard_or`] runs.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::ptr;
+
+use crate::distill::{self, Config, Distilled, Problem, Progress};
+use crate::error::{Error, Result, Status};
+use crate::sample::{Sampler, Step};
+use crate::schedule::{MadeFor, Process, Schedule};
+use crate::solver;
+use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors};
+
+/// Version of this ABI. A binding compares it with `lmsd_abi_version()` when it loads the library.
+pub const LMSD_ABI_VERSION: u32 = 1;
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+fn remember(message: &str) {
+    let text = CString::new(message.replace('\0', "?")).unwrap_or_default();
+    LAST_ERROR.with(|slot| *slot.borrow_mut() = text);
+}
+
+/// Runs the body of an export: an error becomes its code and the thread's last error; a panic too.
+fn guard(body: impl FnOnce() -> Result<()>) -> Status {
+    let error = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return Status::Ok,
+        Ok(Err(error)) => error,
+        Err(panic) => Error::new(Status::Internal, panic_text(&*panic)),
+    };
+    remember(&error.message);
+    error.status
+}
+
+/// The same for exports that return a plain value.
+fn guard_or<T>(fallback: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
+    format!("a fault of the library, please report it: {text}")
+}
+
+fn null(what: &str) -> Error {
+    Error::argument(format!("{what} is NULL"))
+}
+
+/// # Safety
+/// `p` is NULL or valid for reading for the call.
+unsafe fn given<'a, T>(p: *const T, what: &str) -> Result<&'a T> {
+    // SAFETY: the caller's promise.
+    unsafe { p.as_ref() }.ok_or_else(|| null(what))
+}
+
+/// # Safety
+/// `p` is NULL or valid for writing for the call.
+unsafe fn output<'a, T>(p: *mut T, what: &str) -> Result<&'a mut T> {
+    // SAFETY: the caller's promise.
+    unsafe { p.as_mut() }.ok_or_else(|| null(what))
+}
+
+/// # Safety
+/// `p` is NULL or a NUL-terminated string.
+unsafe fn text<'a>(p: *const c_char, what: &str) -> Result<&'a str> {
+    if p.is_null() {
+        return Err(null(what));
+    }
+    // SAFETY: not NULL, and NUL-terminated by the caller's promise.
+    let text = unsafe { CStr::from_ptr(p) };
+    text.to_str().map_err(|e| Error::argument(format!("{what} is not UTF-8: {e}")))
+}
+
+fn give_text(text: String) -> Result<*mut c_char> {
+    let text = CString::new(text).map_err(|_| Error::new(Status::Internal, "a text with a NUL in it"))?;
+    Ok(text.into_raw())
+}
+
+// ---------------------------------------------------------------- the library
+
+/// The ABI version of the loaded library; equal to `LMSD_ABI_VERSION` of the header it goes with.
+#[unsafe(no_mangle)]
+pub extern "C" fn lmsd_abi_version() -> u32 {
+    guard_or(0, || LMSD_ABI_VERSION)
+}
+
+/// The version of the library, such as "0.1.0". The text is static.
+#[unsafe(no_mangle)]
+pub extern "C" fn lmsd_version() -> *const c_char {
+    guard_or(ptr::null(), || concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast())
+}
+
+/// One sentence on the last call of this thread that failed; empty before the first failure. It
+/// names the value at fault and what would be right. The text is valid until the next call of
+/// this library on this thread that fails.
+#[unsafe(no_mangle)]
+pub extern "C" fn lmsd_last_error() -> *const c_char {
+    guard_or(ptr::null(), || LAST_ERROR.with(|slot| slot.borrow().as_ptr()))
+}
+
+/// Frees a text that a call of this library wrote into a `char **`. NULL is fine.
+///
+/// # Safety
+/// `text` is NULL or such a text, freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_string_free(text: *mut c_char) {
+    guard_or((), || {
+        if !text.is_null() {
+            // SAFETY: made by give_text, freed once.
+            drop(unsafe { CString::from_raw(text) });
+        }
+    })
+}
+
+// ---------------------------------------------------------------- schedules
+
+/// A multistep sampler as data; made by `lmsd_schedule_*`, freed by `lmsd_schedule_free`.
+/// It never changes, so any number of threads may use it at once.
+pub struct LmsdSchedule(Schedule);
+
+/// One node of a schedule: a model call and the update that follows it.
+#[repr(C)]
+pub struct LmsdNode {
+    /// Set to `sizeof(lmsd_node)` by the caller.
+    pub struct_size: usize,
+    /// Noise level of the state.
+    pub sigma: f64,
+    /// Time scaling factor: the model is called at `scale * sigma`.
+    pub scale: f64,
+    /// Prediction coefficients over D_n, D_{n-1}, ..., newest first. Valid as long as the schedule.
+    pub weights: *const f64,
+    /// How many there are, 1 to n + 1.
+    pub weight_count: usize,
+}
+
+unsafe fn give_schedule(out: *mut *mut LmsdSchedule, make: impl FnOnce() -> Result<Schedule>) -> Status {
+    guard(|| {
+        // SAFETY: the export's promise.
+        let out = unsafe { output(out, "out") }?;
+        *out = Box::into_raw(Box::new(LmsdSchedule(make()?)));
+        Ok(())
+    })
+}
+
+/// Makes the schedule of a published solver on a grid of noise levels.
+///
+/// `options`: a JSON object, all fields optional: `"solver"` (see `lmsd_solvers`), `"nfe"`,
+/// `"grid"` (`{"kind": "karras", "rho": 7}`, `log`, `linear`, `flow` with `shift`, `list` with
+/// `sigmas`), `"process"` (`"ve"` or `"flow"`), `"sigma_min"`, `"sigma_max"`, `"sigma_end"`,
+/// `"sigma_start"` (noise level of the x_T that the host will hand in; default `sigma_max`),
+/// `"lower_order_final"`.
+///
+/// # Safety
+/// `options` is a NUL-terminated string, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_solve(options: *const c_char, out: *mut *mut LmsdSchedule) -> Status {
+    unsafe {
+        give_schedule(out, || {
+            let spec = serde_json::from_str(text(options, "options")?)
+                .map_err(|e| Error::argument(format!("these are not options of a solver: {e}")))?;
+            solver::solve(&spec)
+        })
+    }
+}
+
+/// Reads a schedule from the text of its file (`length` bytes of UTF-8, 1 MiB at most, no NUL
+/// needed). Whatever breaks the format is refused with a sentence that says where.
+///
+/// # Safety
+/// `json` is readable for `length` bytes, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_from_json(
+    json: *const c_char,
+    length: usize,
+    out: *mut *mut LmsdSchedule,
+) -> Status {
+    unsafe {
+        give_schedule(out, || {
+            if json.is_null() {
+                return Err(null("json"));
+            }
+            let bytes = std::slice::from_raw_parts(json.cast::<u8>(), length);
+            let text = std::str::from_utf8(bytes)
+                .map_err(|e| Error::schedule(format!("this is not UTF-8 text: {e}")))?;
+            Schedule::from_json(text)
+        })
+    }
+}
+
+/// Reads a schedule file (`path` in UTF-8).
+///
+/// # Safety
+/// `path` is a NUL-terminated string, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_load(path: *const c_char, out: *mut *mut LmsdSchedule) -> Status {
+    unsafe { give_schedule(out, || Schedule::load(Path::new(text(path, "path")?))) }
+}
+
+/// Writes a schedule file, whole or not at all.
+///
+/// # Safety
+/// `schedule` is valid, `path` a NUL-terminated string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_save(schedule: *const LmsdSchedule, path: *const c_char) -> Status {
+    guard(|| {
+        let schedule = unsafe { given(schedule, "schedule") }?;
+        schedule.0.save(Path::new(unsafe { text(path, "path") }?))
+    })
+}
+
+/// The text of the schedule's file, to be freed with `lmsd_string_free`.
+///
+/// # Safety
+/// `schedule` is valid, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_to_json(schedule: *const LmsdSchedule, out: *mut *mut c_char) -> Status {
+    guard(|| {
+        let schedule = unsafe { given(schedule, "schedule") }?;
+        *unsafe { output(out, "out") }? = give_text(schedule.0.to_json())?;
+        Ok(())
+    })
+}
+
+/// Number of model calls; 0 for NULL.
+///
+/// # Safety
+/// `schedule` is NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_nfe(schedule: *const LmsdSchedule) -> usize {
+    guard_or(0, || unsafe { schedule.as_ref() }.map_or(0, |s| s.0.nfe()))
+}
+
+/// Noise level of the x_T that sampling starts from; NaN for NULL.
+///
+/// # Safety
+/// `schedule` is NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_sigma_start(schedule: *const LmsdSchedule) -> f64 {
+    guard_or(f64::NAN, || unsafe { schedule.as_ref() }.map_or(f64::NAN, |s| s.0.sigma_start()))
+}
+
+/// Noise level of the result; NaN for NULL.
+///
+/// # Safety
+/// `schedule` is NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_sigma_end(schedule: *const LmsdSchedule) -> f64 {
+    guard_or(f64::NAN, || unsafe { schedule.as_ref() }.map_or(f64::NAN, |s| s.0.sigma_end()))
+}
+
+/// Node `index`, 0 to nfe - 1. `out->struct_size` is set by the caller before the call.
+///
+/// # Safety
+/// `schedule` is valid, `out` writable for its `struct_size`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_node(
+    schedule: *const LmsdSchedule,
+    index: usize,
+    out: *mut LmsdNode,
+) -> Status {
+    guard(|| {
+        let schedule = &unsafe { given(schedule, "schedule") }?.0;
+        let out = unsafe { output(out, "out") }?;
+        check_size("lmsd_node", out.struct_size, size_of::<LmsdNode>())?;
+        let Some(node) = schedule.nodes().get(index) else {
+            let last = schedule.nfe() - 1;
+            return Err(Error::argument(format!("index is {index}; the nodes are 0 to {last}")));
+        };
+        out.sigma = node.sigma;
+        out.scale = node.scale;
+        out.weights = node.weights.as_ptr();
+        out.weight_count = node.weights.len();
+        Ok(())
+    })
+}
+
+/// Refuses a schedule that was made for something else than `host`, a JSON object of the host's
+/// own values: `"process"`, and any of `"model"`, `"model_hash"`, `"guidance_scale"`,
+/// `"latent_shape"`, `"sigma_min"`, `"sigma_max"`, `"shift"`. Only what both sides state is
+/// compared; `LMSD_STATUS_MISMATCH` names the first value that differs.
+///
+/// # Safety
+/// `schedule` is valid, `host` a NUL-terminated string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_check(schedule: *const LmsdSchedule, host: *const c_char) -> Status {
+    #[derive(serde::Deserialize)]
+    struct Host {
+        process: Option<Process>,
+        #[serde(flatten)]
+        made_for: MadeFor,
+    }
+    guard(|| {
+        let schedule = &unsafe { given(schedule, "schedule") }?.0;
+        let host: Host = serde_json::from_str(unsafe { text(host, "host") }?)
+            .map_err(|e| Error::argument(format!("host is not a description of a model: {e}")))?;
+        schedule.check_made_for(host.process.unwrap_or(schedule.process()), &host.made_for)
+    })
+}
+
+/// Frees a schedule. NULL is fine.
+///
+/// # Safety
+/// `schedule` is NULL or made by this library, freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_free(schedule: *mut LmsdSchedule) {
+    guard_or((), || {
+        if !schedule.is_null() {
+            // SAFETY: made by Box::into_raw, freed once.
+            drop(unsafe { Box::from_raw(schedule) });
+        }
+    })
+}
+
+/// The published solvers as a JSON array of `{"name", "about", "flow"}`, to be freed with
+/// `lmsd_string_free`.
+///
+/// # Safety
+/// `out` is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_solvers(out: *mut *mut c_char) -> Status {
+    guard(|| {
+        let out = unsafe { output(out, "out") }?;
+        let list: Vec<_> = solver::solvers()
+            .iter()
+            .map(|s| serde_json::json!({"name": s.name, "about": s.about, "flow": s.flow}))
+            .collect();
+        *out = give_text(serde_json::Value::from(list).to_string())?;
+        Ok(())
+    })
+}
+
+// ---------------------------------------------------------------- tensors
+
+/// The host's own tensors: any framework, any device. Functions get `user_data` first, run on the
+/// thread of the call that needs them, keep no pointer after they return, and return 0 or, to
+/// stop that call with `LMSD_STATUS_STOPPED`, anything else. Tensors are opaque to the library.
+///
+/// Everywhere a call takes a `const lmsd_host *`, NULL means the built-in CPU backend, where every
+/// tensor is a `lmsd_tensor *` (compact row-major float32, float64, float16 or bfloat16).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LmsdHost {
+    /// Set to `sizeof(lmsd_host)`.
+    pub struct_size: usize,
+    /// Handed to every function.
+    pub user_data: *mut c_void,
+    /// Writes a new tensor of the shape, dtype and device of `like` to `*out`.
+    pub alloc: Option<
+        unsafe extern "C" fn(user_data: *mut c_void, like: *const c_void, out: *mut *mut c_void) -> c_int,
+    >,
+    /// Frees a tensor that `alloc` made.
+    pub release: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *mut c_void)>,
+    /// `out = sum_i factors[i] * terms[i]`, `count` terms; none of them is `out`.
+    pub lincomb: Option<
+        unsafe extern "C" fn(
+            user_data: *mut c_void,
+            out: *mut c_void,
+            count: usize,
+            factors: *const f64,
+            terms: *const *const c_void,
+        ) -> c_int,
+    >,
+    /// Inner products within each trajectory b of dimension 0, best summed in float64:
+    /// `out[(b * count + i) * count + j] = <columns[i][b], columns[j][b]>`.
+    pub gram: Option<
+        unsafe extern "C" fn(
+            user_data: *mut c_void,
+            count: usize,
+            columns: *const *const c_void,
+            out: *mut f64,
+        ) -> c_int,
+    >,
+    /// Number of trajectories (the size of dimension 0) of a tensor.
+    pub batch: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *const c_void) -> usize>,
+}
+
+/// A tensor of either kind.
+enum Handle {
+    Cpu(CpuTensor),
+    Host { tensor: *mut c_void, owner: Option<LmsdHost> },
+}
+
+impl Handle {
+    /// What callbacks are given.
+    fn pointer(&self) -> *mut c_void {
+        match self {
+            Self::Cpu(tensor) => ptr::from_ref(tensor.descriptor()).cast_mut().cast(),
+            Self::Host { tensor, .. } => *tensor,
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Self::Host { tensor, owner: Some(host) } = self
+            && let Some(release) = host.release
+        {
+            // SAFETY: made by this host's alloc, released once.
+            unsafe { release(host.user_data, *tensor) }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Backend {
+    Cpu,
+    Host(LmsdHost),
+}
+
+impl Backend {
+    /// # Safety
+    /// `host` is NULL or valid, with functions as its documentation says.
+    unsafe fn new(host: *const LmsdHost) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let Some(host) = (unsafe { host.as_ref() }) else { return Ok(Self::Cpu) };
+        check_size("lmsd_host", host.struct_size, size_of::<LmsdHost>())?;
+        for (name, missing) in [
+            ("alloc", host.alloc.is_none()),
+            ("release", host.release.is_none()),
+            ("lincomb", host.lincomb.is_none()),
+            ("gram", host.gram.is_none()),
+            ("batch", host.batch.is_none()),
+        ] {
+            if missing {
+                return Err(Error::argument(format!("host->{name} is NULL; every function is needed")));
+            }
+        }
+        Ok(Self::Host(*host))
+    }
+
+    /// The caller's tensor, borrowed for as long as the result lives.
+    ///
+    /// # Safety
+    /// `tensor` is NULL or a tensor of this backend.
+    unsafe fn borrow(&self, tensor: *const c_void, what: &str) -> Result<Handle> {
+        if tensor.is_null() {
+            return Err(null(what));
+        }
+        match self {
+            // SAFETY: a descriptor by the caller's promise; view checks all that can be checked.
+            Self::Cpu => unsafe { CpuTensor::view(&*tensor.cast::<LmsdTensor>()) }
+                .map(Handle::Cpu)
+                .map_err(|e| Error::new(e.status, format!("{what}: {}", e.message))),
+            Self::Host(_) => Ok(Handle::Host { tensor: tensor.cast_mut(), owner: None }),
+        }
+    }
+
+    /// Refuses an output that does not fit `like`, before any work is done for it.
+    fn check_output(&self, out: &Handle, like: &Handle) -> Result<()> {
+        match (out, like) {
+            (Handle::Cpu(out), Handle::Cpu(like)) => {
+                if out.dtype() == like.dtype() && out.shape() == like.shape() {
+                    return Ok(());
+                }
+                Err(Error::tensor(format!(
+                    "out is {} {:?}; it must be {} {:?} as the input",
+                    out.dtype(),
+                    out.shape(),
+                    like.dtype(),
+                    like.shape()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The pointers of a list of handles, on the stack for the usual few.
+fn pointers<'a>(handles: impl Iterator<Item = &'a Handle>) -> Vec<*const c_void> {
+    handles.map(|h| h.pointer().cast_const()).collect()
+}
+
+fn cpu(handle: &Handle) -> Result<&CpuTensor> {
+    match handle {
+        Handle::Cpu(tensor) => Ok(tensor),
+        Handle::Host { .. } => Err(Error::new(Status::Internal, "tensors of two backends met")),
+    }
+}
+
+fn host_said(code: c_int, what: &str) -> Result<()> {
+    if code == 0 {
+        return Ok(());
+    }
+    Err(Error::new(Status::Stopped, format!("{what} of the host returned {code}")))
+}
+
+impl Tensors for Backend {
+    type Tensor = Handle;
+
+    fn alloc(&self, like: &Handle) -> Result<Handle> {
+        match self {
+            Self::Cpu => Ok(Handle::Cpu(Cpu.alloc(cpu(like)?)?)),
+            Self::Host(host) => {
+                let mut tensor = ptr::null_mut();
+                let alloc = host.alloc.expect("checked by Backend::new");
+                // SAFETY: the host's promise.
+                host_said(unsafe { alloc(host.user_data, like.pointer(), &mut tensor) }, "alloc")?;
+                Ok(Handle::Host { tensor, owner: Some(*host) })
+            }
+        }
+    }
+
+    fn lincomb(&self, out: &mut Handle, terms: &[(f64, &Handle)]) -> Result<()> {
+        match (self, out) {
+            (Self::Cpu, Handle::Cpu(out)) => {
+                let terms: Result<Vec<_>> = terms.iter().map(|(f, t)| Ok((*f, cpu(t)?))).collect();
+                Cpu.lincomb(out, &terms?)
+            }
+            (Self::Host(host), out) => {
+                let factors: Vec<f64> = terms.iter().map(|(f, _)| *f).collect();
+                let tensors = pointers(terms.iter().map(|(_, t)| *t));
+                let lincomb = host.lincomb.expect("checked by Backend::new");
+                // SAFETY: the host's promise; both arrays live through the call.
+                let code = unsafe {
+                    lincomb(host.user_data, out.pointer(), factors.len(), factors.as_ptr(), tensors.as_ptr())
+                };
+                host_said(code, "lincomb")
+            }
+            _ => Err(Error::new(Status::Internal, "tensors of two backends met")),
+        }
+    }
+
+    fn gram(&self, columns: &[&Handle]) -> Result<Vec<f64>> {
+        match self {
+            Self::Cpu => {
+                let columns: Result<Vec<_>> = columns.iter().map(|c| cpu(c)).collect();
+                Cpu.gram(&columns?)
+            }
+            Self::Host(host) => {
+                let Some(first) = columns.first() else { return Ok(Vec::new()) };
+                let (batch, gram) = (host.batch.expect("checked"), host.gram.expect("checked"));
+                // SAFETY: the host's promise.
+                let trajectories = unsafe { batch(host.user_data, first.pointer()) };
+                let mut out = vec![f64::NAN; trajectories * columns.len() * columns.len()];
+                let tensors = pointers(columns.iter().copied());
+                // SAFETY: the host's promise; `out` has room for every trajectory's matrix.
+                let code =
+                    unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
+                host_said(code, "gram")?;
+                Ok(out)
+            }
+        }
+    }
+}
+
+fn check_size(what: &str, given: usize, own: usize) -> Result<()> {
+    if given == own {
+        return Ok(());
+    }
+    Err(Error::argument(format!("struct_size of {what} is {given}; set it to sizeof({what}), here {own}")))
+}
+
+/// The library's own linear combination: `out = sum_i factors[i] * terms[i]` in one pass over
+/// memory, summed in float32 or float64. `out` may not be one of the terms.
+///
+/// # Safety
+/// `host` is NULL or valid; `factors` and `terms` have `count` entries; tensors are of this host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_lincomb(
+    host: *const LmsdHost,
+    count: usize,
+    factors: *const f64,
+    terms: *const *const c_void,
+    out: *mut c_void,
+) -> Status {
+    guard(|| {
+        let backend = unsafe { Backend::new(host) }?;
+        let terms = unsafe { borrow_all(&backend, terms, count, "terms") }?;
+        let factors = unsafe { slice(factors, count, "factors") }?;
+        let mut out = unsafe { backend.borrow(out, "out") }?;
+        let terms: Vec<_> = factors.iter().copied().zip(&terms).collect();
+        backend.lincomb(&mut out, &terms)
+    })
+}
+
+/// The library's own inner products within each trajectory, summed in float64:
+/// `out[(b * count + i) * count + j] = <columns[i][b], columns[j][b]>`; `length` is the room in
+/// `out`, the batch times count squared.
+///
+/// # Safety
+/// `host` is NULL or valid; `columns` has `count` entries; `out` has room for `length` values.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_gram(
+    host: *const LmsdHost,
+    count: usize,
+    columns: *const *const c_void,
+    length: usize,
+    out: *mut f64,
+) -> Status {
+    guard(|| {
+        let backend = unsafe { Backend::new(host) }?;
+        let columns = unsafe { borrow_all(&backend, columns, count, "columns") }?;
+        let gram = backend.gram(&columns.iter().collect::<Vec<_>>())?;
+        if out.is_null() {
+            return Err(null("out"));
+        }
+        if gram.len() != length {
+            return Err(Error::argument(format!("length is {length}; this Gram matrix has {}", gram.len())));
+        }
+        // SAFETY: room for `length` values by the caller's promise.
+        unsafe { ptr::copy_nonoverlapping(gram.as_ptr(), out, length) };
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `items` is NULL or has `count` entries.
+unsafe fn slice<'a, T>(items: *const T, count: usize, what: &str) -> Result<&'a [T]> {
+    if count == 0 || count > 4096 {
+        return Err(Error::argument(format!("count is {count}; it must be 1 to 4096")));
+    }
+    if items.is_null() {
+        return Err(null(what));
+    }
+    // SAFETY: not NULL, with `count` entries by the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(items, count) })
+}
+
+/// # Safety
+/// `items` is NULL or has `count` tensors of this backend.
+unsafe fn borrow_all(
+    backend: &Backend,
+    items: *const *const c_void,
+    count: usize,
+    what: &str,
+) -> Result<Vec<Handle>> {
+    let items = unsafe { slice(items, count, what) }?;
+    items.iter().enumerate().map(|(i, t)| unsafe { backend.borrow(*t, &format!("{what}[{i}]")) }).collect()
+}
+
+// ---------------------------------------------------------------- sampling
+
+/// The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `sigma`,
+/// guidance included. Runs on the calling thread, keeps no pointer; returns 0, or anything else to
+/// stop the call with `LMSD_STATUS_STOPPED`.
+pub type LmsdModel = Option<
+    unsafe extern "C" fn(user_data: *mut c_void, x: *const c_void, sigma: f64, denoised: *mut c_void) -> c_int,
+>;
+
+/// What an observer sees after each model call, before the update.
+#[repr(C)]
+pub struct LmsdStep {
+    /// `sizeof(lmsd_step)` of the library.
+    pub struct_size: usize,
+    /// Node, from 0.
+    pub index: usize,
+    /// Number of nodes.
+    pub nfe: usize,
+    /// Noise level of the state.
+    pub sigma: f64,
+    /// Noise level that the model was told.
+    pub model_sigma: f64,
+    /// The state; valid during the call.
+    pub x: *const c_void,
+    /// The model's prediction of x0; valid during the call.
+    pub denoised: *const c_void,
+}
+
+/// Sees every step, for previews and progress. Returns 0, or anything else to stop the call with
+/// `LMSD_STATUS_STOPPED`.
+pub type LmsdObserver =
+    Option<unsafe extern "C" fn(user_data: *mut c_void, step: *const LmsdStep) -> c_int>;
+
+fn model_said(code: c_int, sigma: f64) -> Result<()> {
+    if code == 0 {
+        return Ok(());
+    }
+    Err(Error::new(Status::Stopped, format!("the model callback returned {code} at sigma {sigma}")))
+}
+
+/// Runs `schedule` from `x_t` (noise level `lmsd_schedule_sigma_start`) and writes the end point
+/// to `out`, which may be `x_t`. `observer` may be NULL. `out` is untouched on failure.
+/// `LMSD_STATUS_NON_FINITE` names the node whose prediction was not finite.
+///
+/// # Safety
+/// `schedule` is valid, `host` NULL or valid, tensors are of this host and of one shape.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sample(
+    schedule: *const LmsdSchedule,
+    host: *const LmsdHost,
+    x_t: *const c_void,
+    model: LmsdModel,
+    observer: LmsdObserver,
+    user_data: *mut c_void,
+    out: *mut c_void,
+) -> Status {
+    guard(|| {
+        let schedule = &unsafe { given(schedule, "schedule") }?.0;
+        let backend = unsafe { Backend::new(host) }?;
+        let x_t = unsafe { backend.borrow(x_t, "x_t") }?;
+        let mut out = unsafe { backend.borrow(out, "out") }?;
+        backend.check_output(&out, &x_t)?;
+        let model = model.ok_or_else(|| null("model"))?;
+        let mut sampler = Sampler::new(backend, std::borrow::Cow::Borrowed(schedule), &x_t)?;
+        sampler.run(
+            &mut |x, sigma, denoised| {
+                // SAFETY: the host's promise.
+                model_said(unsafe { model(user_data, x.pointer(), sigma, denoised.pointer()) }, sigma)
+            },
+            &mut |step: &Step<Handle>| {
+                let Some(observer) = observer else { return Ok(()) };
+                let step = LmsdStep {
+                    struct_size: size_of::<LmsdStep>(),
+                    index: step.index,
+                    nfe: step.nfe,
+                    sigma: step.sigma,
+                    model_sigma: step.model_sigma,
+                    x: step.x.pointer(),
+                    denoised: step.denoised.pointer(),
+                };
+                // SAFETY: the host's promise.
+                match unsafe { observer(user_data, &step) } {
+                    0 => Ok(()),
+                    code => Err(Error::new(
+                        Status::Stopped,
+                        format!("the observer returned {code} at node {}", step.index),
+                    )),
+                }
+            },
+        )?;
+        backend.lincomb(&mut out, &[(1.0, sampler.state())])
+    })
+}
+
+/// A run whose loop the host owns; made by `lmsd_sampler_new`, freed by `lmsd_sampler_free`. One
+/// thread at a time.
+pub struct LmsdSampler {
+    sampler: Sampler<'static, Backend>,
+    backend: Backend,
+}
+
+/// Starts a run from `x_t` (noise level `lmsd_schedule_sigma_start`), which is copied, as is the
+/// schedule. `host`'s functions and user data must live as long as the sampler.
+///
+/// # Safety
+/// `schedule` is valid, `host` NULL or valid, `x_t` a tensor of it, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_new(
+    schedule: *const LmsdSchedule,
+    host: *const LmsdHost,
+    x_t: *const c_void,
+    out: *mut *mut LmsdSampler,
+) -> Status {
+    guard(|| {
+        let schedule = unsafe { given(schedule, "schedule") }?.0.clone();
+        let backend = unsafe { Backend::new(host) }?;
+        let x_t = unsafe { backend.borrow(x_t, "x_t") }?;
+        let out = unsafe { output(out, "out") }?;
+        let sampler = Sampler::new(backend, std::borrow::Cow::Owned(schedule), &x_t)?;
+        *out = Box::into_raw(Box::new(LmsdSampler { sampler, backend }));
+        Ok(())
+    })
+}
+
+/// The node to be evaluated next, from 0; equal to the schedule's NFE when the run is over, and
+/// for NULL 0.
+///
+/// # Safety
+/// `sampler` is NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_index(sampler: *const LmsdSampler) -> usize {
+    guard_or(0, || unsafe { sampler.as_ref() }.map_or(0, |s| s.sampler.index()))
+}
+
+/// Where to call the model next: writes the state to `x` and its noise level, as the model is to
+/// be told it, to `sigma`. `LMSD_STATUS_WRONG_STATE` when the run is over.
+///
+/// # Safety
+/// `sampler` is valid, `sigma` writable, `x` a tensor of the sampler's host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_next(
+    sampler: *const LmsdSampler,
+    sigma: *mut f64,
+    x: *mut c_void,
+) -> Status {
+    guard(|| {
+        let LmsdSampler { sampler, backend } = unsafe { given(sampler, "sampler") }?;
+        let sigma = unsafe { output(sigma, "sigma") }?;
+        let mut x = unsafe { backend.borrow(x, "x") }?;
+        let next = sampler.model_sigma().ok_or_else(|| {
+            Error::new(Status::WrongState, "the run is over; lmsd_sampler_result has the end point")
+        })?;
+        backend.lincomb(&mut x, &[(1.0, sampler.state())])?;
+        *sigma = next;
+        Ok(())
+    })
+}
+
+/// Advances with the model's prediction at the present node, which is copied. Refuses one that is
+/// not finite, and a step after the last; the sampler then stays where it is.
+///
+/// # Safety
+/// `sampler` is valid, `denoised` a tensor of its host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_step(sampler: *mut LmsdSampler, denoised: *const c_void) -> Status {
+    guard(|| {
+        let LmsdSampler { sampler, backend } = unsafe { output(sampler, "sampler") }?;
+        let denoised = unsafe { backend.borrow(denoised, "denoised") }?;
+        sampler.check_open()?;
+        sampler.check_finite(&denoised)?;
+        let mut own = sampler.buffer()?;
+        backend.lincomb(&mut own, &[(1.0, &denoised)])?;
+        sampler.step(own)
+    })
+}
+
+/// Writes the state where the run stands to `out`: the end point when it is over.
+///
+/// # Safety
+/// `sampler` is valid, `out` a tensor of its host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_result(sampler: *const LmsdSampler, out: *mut c_void) -> Status {
+    guard(|| {
+        let LmsdSampler { sampler, backend } = unsafe { given(sampler, "sampler") }?;
+        let mut out = unsafe { backend.borrow(out, "out") }?;
+        backend.lincomb(&mut out, &[(1.0, sampler.state())])
+    })
+}
+
+/// Frees a sampler. NULL is fine.
+///
+/// # Safety
+/// `sampler` is NULL or made by `lmsd_sampler_new`, freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_free(sampler: *mut LmsdSampler) {
+    guard_or((), || {
+        if !sampler.is_null() {
+            // SAFETY: made by Box::into_raw, freed once.
+            drop(unsafe { Box::from_raw(sampler) });
+        }
+    })
+}
+
+// ---------------------------------------------------------------- distillation
+
+/// How far a distillation is.
+#[repr(C)]
+pub struct LmsdProgress {
+    /// `sizeof(lmsd_progress)` of the library.
+    pub struct_size: usize,
+    /// 0 teacher, 1 ranking the handcrafted solvers, 2 fitting, 3 growing by a node.
+    pub phase: i32,
+    /// NFE of the schedule in work.
+    pub nfe: usize,
+    /// Batch calls of the model so far, the teacher's among them.
+    pub calls: u64,
+    /// How many there will be, at most; an estimate.
+    pub calls_expected: u64,
+    /// Best held-out distance at this NFE so far; infinite before the first.
+    pub distance: f64,
+    /// Held-out distance of the best handcrafted solver at this NFE; infinite before it is known.
+    pub handcrafted: f64,
+    /// Estimated seconds to the end.
+    pub seconds_left: f64,
+}
+
+/// The host's side of a distillation. Functions get `user_data` first, run on the calling thread,
+/// keep no pointer after they return, and return 0 or, to stop, anything else.
+#[repr(C)]
+pub struct LmsdProblem {
+    /// Set to `sizeof(lmsd_problem)`.
+    pub struct_size: usize,
+    /// Handed to every function.
+    pub user_data: *mut c_void,
+    /// A tensor of the shape, dtype and device of one batch; its contents are not read.
+    pub like: *const c_void,
+    /// Makes batch `batch` current: writes its x_T (noise level `sigma_max`) and sets whatever the
+    /// model depends on (prompts, labels). The same index always gives the same batch. Fitted
+    /// batches count from 0, held-out ones from 2^20, those of `lmsd_compare` from 2^21.
+    pub begin: Option<unsafe extern "C" fn(user_data: *mut c_void, batch: u64, x_t: *mut c_void) -> c_int>,
+    /// The model, for the current batch.
+    pub model: LmsdModel,
+    /// Hears how far things are after every model call; nonzero ends the run, which then keeps
+    /// the best so far and succeeds. May be NULL.
+    pub progress:
+        Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const LmsdProgress) -> c_int>,
+}
+
+struct HostProblem<'a>(&'a LmsdProblem);
+
+impl HostProblem<'_> {
+    /// # Safety
+    /// `problem` is NULL or valid.
+    unsafe fn new<'a>(problem: *const LmsdProblem) -> Result<HostProblem<'a>> {
+        let problem = unsafe { given(problem, "problem") }?;
+        check_size("lmsd_problem", problem.struct_size, size_of::<LmsdProblem>())?;
+        for (name, missing) in [("begin", problem.begin.is_none()), ("model", problem.model.is_none())] {
+            if missing {
+                return Err(null(&format!("problem->{name}")));
+            }
+        }
+        Ok(HostProblem(problem))
+    }
+}
+
+impl Problem<Handle> for HostProblem<'_> {
+    fn begin(&mut self, batch: u64, x_t: &mut Handle) -> Result<()> {
+        let begin = self.0.begin.expect("checked by HostProblem::new");
+        // SAFETY: the host's promise.
+        match unsafe { begin(self.0.user_data, batch, x_t.pointer()) } {
+            0 => Ok(()),
+            code => {
+                Err(Error::new(Status::Stopped, format!("the begin callback returned {code} at batch {batch}")))
+            }
+        }
+    }
+
+    fn denoise(&mut self, x: &Handle, sigma: f64, denoised: &mut Handle) -> Result<()> {
+        let model = self.0.model.expect("checked by HostProblem::new");
+        // SAFETY: the host's promise.
+        model_said(unsafe { model(self.0.user_data, x.pointer(), sigma, denoised.pointer()) }, sigma)
+    }
+
+    fn progress(&mut self, p: &Progress) -> bool {
+        let Some(progress) = self.0.progress else { return true };
+        let told = LmsdProgress {
+            struct_size: size_of::<LmsdProgress>(),
+            phase: p.phase as i32,
+            nfe: p.nfe,
+            calls: p.calls,
+            calls_expected: p.calls_expected,
+            distance: p.distance,
+            handcrafted: p.handcrafted,
+            seconds_left: p.seconds_left,
+        };
+        // SAFETY: the host's promise.
+        unsafe { progress(self.0.user_data, &told) == 0 }
+    }
+}
+
+/// What a distillation leaves; made by `lmsd_distill`, freed by `lmsd_distilled_free`.
+pub struct LmsdDistilled(Distilled);
+
+/// Distils schedules for the model of `problem`, by forward calls only.
+///
+/// `options`: a JSON object, all fields optional: `"nfe"`, `"nfe_from"` (a family from there to
+/// `nfe` in one run), `"process"`, `"sigma_min"`, `"sigma_max"`, `"sigma_end"`, `"trajectories"`,
+/// `"held_out"`, `"teacher"`, `"teacher_nfe"`, `"teacher_grid"`, `"sums"` (`"free"` or `"affine"`),
+/// `"order"`, `"fit_sigmas"`, `"fit_scales"`, `"fit_weights"`, `"difference_step"`, `"iterations"`,
+/// `"max_calls"`, `"max_seconds"`, `"checkpoint"` (a file; a run that was killed resumes from it to
+/// the same result), `"made_for"`, `"seeds"`.
+///
+/// The result holds one schedule for each NFE. One that does not beat every handcrafted solver on
+/// held-out trajectories is replaced by the best of those and says so (`"improved": false`).
+///
+/// # Safety
+/// `options` is a NUL-terminated string, `host` NULL or valid, `problem` valid, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_distill(
+    options: *const c_char,
+    host: *const LmsdHost,
+    problem: *const LmsdProblem,
+    out: *mut *mut LmsdDistilled,
+) -> Status {
+    guard(|| {
+        let config = Config::from_json(unsafe { text(options, "options") }?)?;
+        let backend = unsafe { Backend::new(host) }?;
+        let mut problem = unsafe { HostProblem::new(problem) }?;
+        let like = unsafe { backend.borrow(problem.0.like, "problem->like") }?;
+        let out = unsafe { output(out, "out") }?;
+        let distilled = distill::distill(&backend, &config, &like, &mut problem)?;
+        *out = Box::into_raw(Box::new(LmsdDistilled(distilled)));
+        Ok(())
+    })
+}
+
+/// Number of schedules, smallest NFE first; 0 for NULL.
+///
+/// # Safety
+/// `distilled` is NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_distilled_count(distilled: *const LmsdDistilled) -> usize {
+    guard_or(0, || unsafe { distilled.as_ref() }.map_or(0, |d| d.0.schedules().count()))
+}
+
+/// A copy of schedule `index`, to be freed with `lmsd_schedule_free`.
+///
+/// # Safety
+/// `distilled` is valid, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_distilled_schedule(
+    distilled: *const LmsdDistilled,
+    index: usize,
+    out: *mut *mut LmsdSchedule,
+) -> Status {
+    unsafe {
+        give_schedule(out, || {
+            let all = &given(distilled, "distilled")?.0;
+            let count = all.schedules().count();
+            all.schedules().nth(index).cloned().ok_or_else(|| {
+                Error::argument(format!("index is {index}; there are {count} schedules, counted from 0"))
+            })
+        })
+    }
+}
+
+/// How the distillation went, as JSON: calls, seconds, why it ended, and for each NFE its distances
+/// and its course. To be freed with `lmsd_string_free`.
+///
+/// # Safety
+/// `distilled` is valid, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_distilled_report(
+    distilled: *const LmsdDistilled,
+    out: *mut *mut c_char,
+) -> Status {
+    guard(|| {
+        let distilled = unsafe { given(distilled, "distilled") }?;
+        *unsafe { output(out, "out") }? = give_text(distilled.0.to_json())?;
+        Ok(())
+    })
+}
+
+/// Frees the result of a distillation. NULL is fine.
+///
+/// # Safety
+/// `distilled` is NULL or made by `lmsd_distill`, freed once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_distilled_free(distilled: *mut LmsdDistilled) {
+    guard_or((), || {
+        if !distilled.is_null() {
+            // SAFETY: made by Box::into_raw, freed once.
+            drop(unsafe { Box::from_raw(distilled) });
+        }
+    })
+}
+
+/// Mean Euclidean distances of `count` schedules to the teacher's end points, over `"held_out"`
+/// trajectories that no distillation sees (batches from 2^21). `options` as in `lmsd_distill`.
+///
+/// # Safety
+/// As in `lmsd_distill`; `schedules` and `distances` have `count` entries.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_compare(
+    options: *const c_char,
+    host: *const LmsdHost,
+    problem: *const LmsdProblem,
+    count: usize,
+    schedules: *const *const LmsdSchedule,
+    distances: *mut f64,
+) -> Status {
+    guard(|| {
+        let config = Config::from_json(unsafe { text(options, "options") }?)?;
+        let backend = unsafe { Backend::new(host) }?;
+        let mut problem = unsafe { HostProblem::new(problem) }?;
+        let like = unsafe { backend.borrow(problem.0.like, "problem->like") }?;
+        let schedules: Result<Vec<&Schedule>> = unsafe { slice(schedules, count, "schedules") }?
+            .iter()
+            .map(|s| unsafe { given(*s, "a schedule") }.map(|s| &s.0))
+            .collect();
+        if distances.is_null() {
+            return Err(null("distances"));
+        }
+        let found = distill::compare(&backend, &config, &like, &mut problem, &schedules?)?;
+        // SAFETY: room for `count` values by the caller's promise.
+        unsafe { ptr::copy_nonoverlapping(found.as_ptr(), distances, count) };
+        Ok(())
+    })
+}

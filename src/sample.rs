@@ -1,0 +1,181 @@
+//! The loop, and nothing else that steps: a schedule drives a model from x_T to the end point.
+//!
+//! Run form: [`sample`] calls the model. Step form: the host owns the loop, asks a [`Sampler`] for
+//! [`Sampler::model_sigma`] and [`Sampler::state`], and hands the prediction to [`Sampler::step`].
+
+use std::borrow::Cow;
+
+use crate::error::{Error, Result, Status};
+use crate::schedule::Schedule;
+use crate::tensor::Tensors;
+
+/// What an observer sees after each model call, before the update.
+pub struct Step<'a, T> {
+    /// Node, from 0.
+    pub index: usize,
+    /// Number of nodes.
+    pub nfe: usize,
+    /// Noise level of the state.
+    pub sigma: f64,
+    /// Noise level that the model was told.
+    pub model_sigma: f64,
+    /// The state at `sigma`.
+    pub x: &'a T,
+    /// The model's prediction of x0.
+    pub denoised: &'a T,
+}
+
+/// A run of a schedule, node by node. Predictions that no later row needs are given up, so memory
+/// is bounded by the order of the solver and not by the number of steps.
+pub struct Sampler<'a, B: Tensors> {
+    tensors: B,
+    schedule: Cow<'a, Schedule>,
+    /// D_0, ... of the run that this one branches from.
+    earlier: &'a [B::Tensor],
+    /// Predictions of this run; the first is of node `earlier.len()`.
+    history: Vec<Option<B::Tensor>>,
+    /// Tensors given up, to be written again.
+    spare: Vec<B::Tensor>,
+    x: B::Tensor,
+    index: usize,
+}
+
+impl<'a, B: Tensors> Sampler<'a, B> {
+    /// A run from `x_t`, whose noise level is `schedule.sigma_start()`. `x_t` is only read.
+    pub fn new(tensors: B, schedule: Cow<'a, Schedule>, x_t: &B::Tensor) -> Result<Self> {
+        let mut x = tensors.alloc(x_t)?;
+        tensors.lincomb(&mut x, &[(schedule.sigma(0) / schedule.sigma_start(), x_t)])?;
+        Ok(Self::branch(tensors, schedule, &[], x))
+    }
+
+    /// A run that goes on from the state `x` at node `earlier.len()`, with predictions made before.
+    pub fn branch(tensors: B, schedule: Cow<'a, Schedule>, earlier: &'a [B::Tensor], x: B::Tensor) -> Self {
+        let index = earlier.len();
+        Self { tensors, schedule, earlier, history: Vec::new(), spare: Vec::new(), x, index }
+    }
+
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// The node to be evaluated next; `nfe()` when the run is over.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Where to call the model next; None when the run is over.
+    pub fn model_sigma(&self) -> Option<f64> {
+        (self.index < self.schedule.nfe()).then(|| self.schedule.model_sigma(self.index))
+    }
+
+    /// The present state; the result when the run is over.
+    pub fn state(&self) -> &B::Tensor {
+        &self.x
+    }
+
+    /// The result, or the state where the run stands.
+    pub fn into_state(self) -> B::Tensor {
+        self.x
+    }
+
+    /// A tensor for the next prediction; its contents are unspecified.
+    pub fn buffer(&mut self) -> Result<B::Tensor> {
+        self.spare.pop().map_or_else(|| self.tensors.alloc(&self.x), Ok)
+    }
+
+    /// Refuses a step after the last.
+    pub fn check_open(&self) -> Result<()> {
+        if self.index < self.schedule.nfe() {
+            return Ok(());
+        }
+        let n = self.index;
+        let message = format!("the run is over after {n} steps; make a new sampler for another");
+        Err(Error::new(Status::WrongState, message))
+    }
+
+    /// Advances to the next node with the model's prediction at this one.
+    pub fn step(&mut self, denoised: B::Tensor) -> Result<()> {
+        self.check_open()?;
+        let n = self.index;
+        let mut next = self.buffer()?;
+        self.history.push(Some(denoised));
+        let (r, row) = self.schedule.row(n);
+        let mut terms = Vec::with_capacity(1 + row.len());
+        terms.push((r, &self.x));
+        for (j, b) in row.iter().enumerate().filter(|(_, b)| **b != 0.0) {
+            terms.push((*b, self.prediction(n - j)));
+        }
+        self.tensors.lincomb(&mut next, &terms)?;
+        self.spare.push(std::mem::replace(&mut self.x, next));
+        self.index += 1;
+        self.give_up();
+        Ok(())
+    }
+
+    fn prediction(&self, node: usize) -> &B::Tensor {
+        match node.checked_sub(self.earlier.len()) {
+            None => &self.earlier[node],
+            Some(own) => self.history[own].as_ref().expect("a prediction is kept until its last use"),
+        }
+    }
+
+    /// Frees the predictions that lie before every later row.
+    fn give_up(&mut self) {
+        let nodes = self.schedule.nodes();
+        let oldest = (self.index..nodes.len()).map(|m| m + 1 - nodes[m].weights.len()).min();
+        let oldest = oldest.unwrap_or(self.index).min(self.index);
+        for slot in self.history.iter_mut().take(oldest.saturating_sub(self.earlier.len())) {
+            self.spare.extend(slot.take());
+        }
+    }
+
+    /// Refuses a prediction that is not finite, naming the node.
+    pub fn check_finite(&self, denoised: &B::Tensor) -> Result<()> {
+        let squares = self.tensors.gram(&[denoised])?;
+        let Some(b) = squares.iter().position(|s| !s.is_finite()) else { return Ok(()) };
+        Err(Error::new(
+            Status::NonFinite,
+            format!(
+                "the model's output at node {} (sigma {}), trajectory {b}, is not finite",
+                self.index,
+                self.schedule.model_sigma(self.index)
+            ),
+        ))
+    }
+
+    /// Runs to the end. `observe` sees every step; its error stops the run.
+    pub fn run(
+        &mut self,
+        model: &mut dyn FnMut(&B::Tensor, f64, &mut B::Tensor) -> Result<()>,
+        observe: &mut dyn FnMut(&Step<B::Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        while let Some(model_sigma) = self.model_sigma() {
+            let mut denoised = self.buffer()?;
+            model(&self.x, model_sigma, &mut denoised)?;
+            self.check_finite(&denoised)?;
+            observe(&Step {
+                index: self.index,
+                nfe: self.schedule.nfe(),
+                sigma: self.schedule.sigma(self.index),
+                model_sigma,
+                x: &self.x,
+                denoised: &denoised,
+            })?;
+            self.step(denoised)?;
+        }
+        Ok(())
+    }
+}
+
+/// The end point of `schedule` from `x_t` (noise level `schedule.sigma_start()`).
+/// `model(x, sigma, denoised)` writes its prediction of x0, guidance included.
+pub fn sample<B: Tensors>(
+    tensors: B,
+    schedule: &Schedule,
+    x_t: &B::Tensor,
+    mut model: impl FnMut(&B::Tensor, f64, &mut B::Tensor) -> Result<()>,
+) -> Result<B::Tensor> {
+    let mut sampler = Sampler::new(tensors, Cow::Borrowed(schedule), x_t)?;
+    sampler.run(&mut model, &mut |_| Ok(()))?;
+    Ok(sampler.into_state())
+}
