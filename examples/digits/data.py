@@ -1,4 +1,4 @@
-"""The 8x8 handwritten digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits"), scaled and split.
+"""The 8x8 digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits"), scaled and split.
 
 Only training and the evaluation need this file; `model.py` and `classifier.py` do not import scikit-learn.
 """
@@ -19,7 +19,7 @@ def load():
 
 
 def split(seed=0):
-    """((x, labels) of the 1500 training images, (x, labels) of the 297 held-out ones); a seeded permutation."""
+    """((x, labels) of 1500 training images, (x, labels) of 297 held-out ones); a seeded permutation."""
     x, labels = load()
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(x))
     held, train = order[:HELD_OUT], order[HELD_OUT:]

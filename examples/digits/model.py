@@ -1,8 +1,8 @@
 """The digits denoiser in numpy: class-conditional, with classifier-free guidance, about 1.3 M parameters.
 
 D(x, sigma) = c_skip x + c_out F(c_in x, c_noise) with the EDM preconditioning (Karras et al. 2022,
-arXiv 2206.00364, table 1), where F is a residual MLP; `train.py` trained it. Images are [B, 1, 8, 8] with pixels in
-[-1, 1]; sigma is the standard deviation of the noise in the same unit.
+arXiv 2206.00364, table 1), where F is a residual MLP; `train.py` trained it. Images are [B, 1, 8, 8] with
+pixels in [-1, 1]; sigma is the standard deviation of the noise in the same unit.
 
     python model.py --bench
 """
@@ -40,7 +40,7 @@ def modulated(h, scale, shift):
 
 
 class Digits:
-    """The denoiser; `dtype` is the type of the computation and of the result (weights are stored in float16)."""
+    """The denoiser; `dtype` is the type of computation and result (the weights are stored in float16)."""
 
     def __init__(self, path=WEIGHTS, dtype=np.float32):
         self.dtype = np.dtype(dtype)
@@ -61,7 +61,7 @@ class Digits:
         self.parameters = sum(value.size for value in weights.values())
 
     def table(self, sigma):
-        """(scale, shift) of every block, and of the output, for the 11 labels at one sigma: [blocks + 1, 2, 11, W]."""
+        """(scale, shift) of each block, then the output, per label at one sigma: [blocks + 1, 2, 11, W]."""
         (w0, b0), (w1, b1), (w2, b2) = self.sigma_embed, self.embed, self.modulation
         angle = math.log(sigma) / 4 * np.arange(1, len(w0) // 2 + 1)
         wave = np.concatenate([np.cos(angle), np.sin(angle)]).astype(self.dtype)
@@ -74,8 +74,8 @@ class Digits:
     def denoise(self, x, sigma, labels, guidance=1.0, out=None):
         """The denoised images, D_uncond + guidance (D_cond - D_uncond); same shape as x.
 
-        x: [B, 1, 8, 8]; sigma: a float > 0; labels: integers [B] in 0..10 (10: no label); out: where to write, may
-        be x itself. At guidance exactly 1 only the conditional half is computed.
+        x: [B, 1, 8, 8]; sigma: a float > 0; labels: integers [B] in 0..10 (10: no label); out: where to
+        write, may be x itself. At guidance exactly 1 only the conditional half is computed.
         """
         sigma, guided = float(sigma), guidance != 1
         flat = np.asarray(x, self.dtype).reshape(len(x), -1)
@@ -111,7 +111,7 @@ class Digits:
 
 
 def batch(index, size=64, seed=0):
-    """Start number `index` of a sampler: (x_T float32 [size, 1, 8, 8] = SIGMA_MAX * normal, labels int64 [size])."""
+    """Start `index` of a sampler: (x_T float32 [size, 1, 8, 8] = SIGMA_MAX * normal, labels int64 [size])."""
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     x = SIGMA_MAX * rng.standard_normal((size, 1, 8, 8), dtype=np.float32)
     return x, rng.integers(0, 10, size)

@@ -2,8 +2,8 @@
 
 The preconditioning, the loss weight and the non-leaking augmentation are those of EDM (Karras et al. 2022,
 arXiv 2206.00364, table 1 and appendix F.2); labels are dropped at random for classifier-free guidance
-(Ho & Salimans 2022, arXiv 2207.12598). The network is a residual MLP on the 64 pixels whose blocks are modulated
-(scale and shift after an RMS norm) by an embedding of (sigma, label). `model.py` runs the same network in numpy.
+(Ho & Salimans 2022, arXiv 2207.12598). The network is a residual MLP on the 64 pixels whose blocks are
+modulated (scale and shift after an RMS norm) by an embedding of (sigma, label). `model.py` runs it in numpy.
 """
 
 import argparse
@@ -53,7 +53,9 @@ class Net(nn.Module):
         self.sigma_embed = nn.Linear(2 * FREQUENCIES, EMBED)
         self.label_embed = nn.Embedding(CLASSES, EMBED)
         self.embed = nn.Linear(EMBED, EMBED)
-        self.augment_embed = nn.Linear(AUGMENTS, EMBED, bias=False)  # training only: its input is 0 when sampling
+        self.augment_embed = nn.Linear(
+            AUGMENTS, EMBED, bias=False
+        )  # training only: its input is 0 when sampling
         self.input = nn.Linear(PIXELS, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
         self.modulation = nn.Linear(EMBED, 2 * WIDTH)
@@ -61,7 +63,7 @@ class Net(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(self, x, sigma, labels, augment=None, dropout=0.0):
-        """x [B, 1, 8, 8], sigma [B], labels [B] in 0..10, augment [B, AUGMENTS] or None -> denoised [B, 1, 8, 8]."""
+        """x [B, 1, 8, 8], sigma [B], labels [B] in 0..10, augment [B, AUGMENTS] -> denoised [B, 1, 8, 8]."""
         sigma = sigma[:, None]
         norm = (sigma**2 + SIGMA_DATA**2).sqrt()
         angle = sigma.log() / 4 * torch.arange(1, FREQUENCIES + 1, dtype=x.dtype)
@@ -79,7 +81,7 @@ class Net(nn.Module):
 
 
 def augmented(x, probability):
-    """Small random affine maps of x [B, 1, 8, 8]; returns (images, what was done [B, AUGMENTS], 0 where nothing)."""
+    """Small random affine maps of x [B, 1, 8, 8] -> (images, what was done [B, AUGMENTS], 0: nothing)."""
     z = torch.randn(len(x), AUGMENTS) * (torch.rand(len(x), 1) < probability)
     angle, log_scale, log_aspect, dx, dy = (z * torch.tensor([0.12, 0.06, 0.06, 0.08, 0.06])).unbind(1)
     sx, sy = (log_scale + log_aspect).exp(), (log_scale - log_aspect).exp()
@@ -94,7 +96,9 @@ def augmented(x, probability):
 def draw_sigma(n):
     """n noise levels: 85 % log-normal about 0.45, 15 % log-uniform on [SIGMA_MIN, SIGMA_MAX]."""
     low, high = math.log(SIGMA_MIN), math.log(SIGMA_MAX)
-    log_sigma = torch.where(torch.rand(n) < 0.15, low + (high - low) * torch.rand(n), -0.8 + 1.3 * torch.randn(n))
+    log_sigma = torch.where(
+        torch.rand(n) < 0.15, low + (high - low) * torch.rand(n), -0.8 + 1.3 * torch.randn(n)
+    )
     return log_sigma.clamp(low, high).exp()
 
 
@@ -120,7 +124,9 @@ def train(args):
     (x_train, y_train), (x_held, y_held) = ((torch.from_numpy(x), torch.from_numpy(y)) for x, y in split())
     net = Net()
     ema = copy.deepcopy(net).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay
+    )
     bar = tqdm(range(args.steps), desc="digits", disable=args.quiet)
     for step in bar:
         progress = step / args.steps
@@ -151,15 +157,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate; linear warm-up, cosine decay")
+    parser.add_argument(
+        "--lr", type=float, default=2e-3, help="peak learning rate; linear warm-up, cosine decay"
+    )
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--dropout", type=float, default=0.1, help="of the hidden activations of each block")
-    parser.add_argument("--augment", type=float, default=0.7, help="share of images moved by a small affine map")
-    parser.add_argument("--label-dropout", type=float, default=0.15, help="share of images trained without label")
+    parser.add_argument(
+        "--augment", type=float, default=0.7, help="share of images moved by a small affine map"
+    )
+    parser.add_argument(
+        "--label-dropout", type=float, default=0.15, help="share of images trained without label"
+    )
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights per step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quiet", action="store_true", help="losses every 500 steps instead of a progress bar")
+    parser.add_argument(
+        "--quiet", action="store_true", help="losses every 500 steps instead of a progress bar"
+    )
     parser.add_argument("--out", type=Path, default=here / "digits.safetensors")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
