@@ -512,7 +512,7 @@ lmsd_status lmsd_schedule_check(const struct lmsd_schedule *schedule, const char
 void lmsd_schedule_free(struct lmsd_schedule *schedule);
 
 /**
- * The published solvers as a JSON array of `{"name", "about", "flow"}`, to be freed with
+ * The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to be freed with
  * `lmsd_string_free`.
  *
  * # Safety

@@ -320,7 +320,7 @@ pub unsafe extern "C" fn lmsd_schedule_free(schedule: *mut LmsdSchedule) {
     })
 }
 
-/// The published solvers as a JSON array of `{"name", "about", "flow"}`, to be freed with
+/// The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to be freed with
 /// `lmsd_string_free`.
 ///
 /// # Safety
@@ -331,7 +331,7 @@ pub unsafe extern "C" fn lmsd_solvers(out: *mut *mut c_char) -> Status {
         let out = unsafe { output(out, "out") }?;
         let list: Vec<_> = solver::solvers()
             .iter()
-            .map(|s| serde_json::json!({"name": s.name, "about": s.about, "flow": s.flow}))
+            .map(|s| serde_json::json!({"name": s.name, "about": s.about, "stages": s.stages}))
             .collect();
         *out = give_text(serde_json::Value::from(list).to_string())?;
         Ok(())

@@ -10,8 +10,12 @@
 //! returns `denoised`, its prediction of x0 (guidance included). Knowledge flows one way:
 //! error <- schedule <- solver; schedule + tensor <- sample <- distill; all <- ffi.
 
+pub mod distill;
 pub mod error;
+pub mod ffi;
+pub mod sample;
 pub mod schedule;
+pub mod solver;
 pub mod tensor;
 
 pub use error::{Error, Result, Status};

@@ -38,6 +38,7 @@ pub struct Sampler<'a, B: Tensors> {
     spare: Vec<B::Tensor>,
     x: B::Tensor,
     index: usize,
+    check: bool,
 }
 
 impl<'a, B: Tensors> Sampler<'a, B> {
@@ -45,13 +46,30 @@ impl<'a, B: Tensors> Sampler<'a, B> {
     pub fn new(tensors: B, schedule: Cow<'a, Schedule>, x_t: &B::Tensor) -> Result<Self> {
         let mut x = tensors.alloc(x_t)?;
         tensors.lincomb(&mut x, &[(schedule.sigma(0) / schedule.sigma_start(), x_t)])?;
-        Ok(Self::branch(tensors, schedule, &[], x))
+        Ok(Self { tensors, schedule, earlier: &[], history: vec![], spare: vec![], x, index: 0, check: true })
     }
 
-    /// A run that goes on from the state `x` at node `earlier.len()`, with predictions made before.
-    pub fn branch(tensors: B, schedule: Cow<'a, Schedule>, earlier: &'a [B::Tensor], x: B::Tensor) -> Self {
-        let index = earlier.len();
-        Self { tensors, schedule, earlier, history: Vec::new(), spare: Vec::new(), x, index }
+    /// A run that goes on where another's predictions D_0, ..., D_k (`earlier`) end, from its state
+    /// `x` at node k: the update after node k is the first thing done.
+    pub fn branch(
+        tensors: B,
+        schedule: Cow<'a, Schedule>,
+        earlier: &'a [B::Tensor],
+        x: &B::Tensor,
+    ) -> Result<Self> {
+        let (next, unused) = (tensors.alloc(x)?, tensors.alloc(x)?);
+        let index = earlier.len() - 1;
+        let mut run = Self { tensors, schedule, earlier, history: vec![], spare: vec![], x: unused, index, check: true };
+        let next = run.update(x, next)?;
+        run.spare.push(std::mem::replace(&mut run.x, next));
+        run.index += 1;
+        Ok(run)
+    }
+
+    /// Lets predictions through that are not finite; the caller looks at the end point.
+    pub fn unchecked(mut self) -> Self {
+        self.check = false;
+        self
     }
 
     pub fn schedule(&self) -> &Schedule {
@@ -96,20 +114,26 @@ impl<'a, B: Tensors> Sampler<'a, B> {
     /// Advances to the next node with the model's prediction at this one.
     pub fn step(&mut self, denoised: B::Tensor) -> Result<()> {
         self.check_open()?;
-        let n = self.index;
-        let mut next = self.buffer()?;
         self.history.push(Some(denoised));
-        let (r, row) = self.schedule.row(n);
-        let mut terms = Vec::with_capacity(1 + row.len());
-        terms.push((r, &self.x));
-        for (j, b) in row.iter().enumerate().filter(|(_, b)| **b != 0.0) {
-            terms.push((*b, self.prediction(n - j)));
-        }
-        self.tensors.lincomb(&mut next, &terms)?;
+        let next = self.buffer()?;
+        let next = self.update(&self.x, next)?;
         self.spare.push(std::mem::replace(&mut self.x, next));
         self.index += 1;
         self.give_up();
         Ok(())
+    }
+
+    /// The state after the present node, whose own is `x`, written to `next`.
+    fn update(&self, x: &B::Tensor, mut next: B::Tensor) -> Result<B::Tensor> {
+        let n = self.index;
+        let (r, row) = self.schedule.row(n);
+        let mut terms = Vec::with_capacity(1 + row.len());
+        terms.push((r, x));
+        for (j, b) in row.iter().enumerate().filter(|(_, b)| **b != 0.0) {
+            terms.push((*b, self.prediction(n - j)));
+        }
+        self.tensors.lincomb(&mut next, &terms)?;
+        Ok(next)
     }
 
     fn prediction(&self, node: usize) -> &B::Tensor {
@@ -152,7 +176,9 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         while let Some(model_sigma) = self.model_sigma() {
             let mut denoised = self.buffer()?;
             model(&self.x, model_sigma, &mut denoised)?;
-            self.check_finite(&denoised)?;
+            if self.check {
+                self.check_finite(&denoised)?;
+            }
             observe(&Step {
                 index: self.index,
                 nfe: self.schedule.nfe(),
@@ -178,4 +204,20 @@ pub fn sample<B: Tensors>(
     let mut sampler = Sampler::new(tensors, Cow::Borrowed(schedule), x_t)?;
     sampler.run(&mut model, &mut |_| Ok(()))?;
     Ok(sampler.into_state())
+}
+
+impl<B: Tensors> Tensors for &B {
+    type Tensor = B::Tensor;
+
+    fn alloc(&self, like: &B::Tensor) -> Result<B::Tensor> {
+        (**self).alloc(like)
+    }
+
+    fn lincomb(&self, out: &mut B::Tensor, terms: &[(f64, &B::Tensor)]) -> Result<()> {
+        (**self).lincomb(out, terms)
+    }
+
+    fn gram(&self, columns: &[&B::Tensor]) -> Result<Vec<f64>> {
+        (**self).gram(columns)
+    }
 }
