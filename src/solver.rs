@@ -1,9 +1,9 @@
 //! Sigma grids and published samplers, each run once on symbols and written down as a [`Schedule`].
 //!
-//! A sampler here is a function that reads like its paper. Its states are not tensors but [`Lin`],
+//! A sampler here is a function that reads like its paper. Its states are not tensors but `Lin`,
 //! linear combinations of earlier states and predictions; whenever it asks for `model(x, sigma)` the
-//! [`Trace`] notes how x came about, and those notes are the rows of the table. So there is no
-//! solver trait and no second loop: a new sampler is a function and a line in [`SOLVERS`].
+//! `Trace` notes how x came about, and those notes are the rows of the table. So there is no
+//! solver trait and no second loop: a new sampler is a function and a line in `SOLVERS`.
 //! Knows no tensors and no model.
 
 mod trace;
@@ -269,13 +269,13 @@ pub fn solve(spec: &Spec) -> Result<Schedule> {
     let x = (solver.run)(&mut trace);
     let nodes = trace.finish(&x)?;
     if nodes.len() != spec.nfe {
+        let near = [spec.nfe - 1, spec.nfe + 1].into_iter().filter(|n| (1..=MAX_NODES).contains(n));
         return Err(Error::argument(format!(
             "{} calls the model twice a step, save once for a last step without a second stage; nfe cannot be \
-             {} here, the nearest are {} and {}",
+             {} here, the nearest possible: {}",
             solver.name,
             spec.nfe,
-            spec.nfe - 1,
-            spec.nfe + 1
+            near.map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
         )));
     }
     let mut schedule = Schedule::new(spec.process, start, end, nodes)?;

@@ -1,6 +1,7 @@
 //! Tensors: the few operations that sampling and distillation need, and the built-in CPU
 //! implementation. Nothing else in the crate sees an element.
 
+mod element;
 mod kernels;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -134,7 +135,9 @@ impl TryFrom<LmsdDtype> for Dtype {
                  (code 4) are supported",
                 dtype.code, dtype.bits
             ))),
-            (_, _, lanes) => Err(Error::tensor(format!("the tensor's dtype has {lanes} lanes; it must be 1"))),
+            (_, _, lanes) => {
+                Err(Error::tensor(format!("the tensor's dtype has {lanes} lanes; it must be 1")))
+            }
         }
     }
 }
@@ -162,8 +165,12 @@ impl CpuTensor {
         let (len, bytes) = size_of_shape(shape, dtype)?;
         // The system hands out large zeroed blocks without touching them, but only at the alignment
         // that the C library knows; so the rest of the alignment is done here.
-        let out_of_memory =
-            || Error::new(Status::OutOfMemory, format!("no memory for a tensor of {bytes} bytes, shape {shape:?}"));
+        let out_of_memory = || {
+            Error::new(
+                Status::OutOfMemory,
+                format!("no memory for a tensor of {bytes} bytes, shape {shape:?}"),
+            )
+        };
         let layout = bytes
             .checked_add(ALIGNMENT)
             .and_then(|padded| Layout::from_size_align(padded, 16).ok())
@@ -328,7 +335,9 @@ impl CpuTensor {
         if self.dtype == first.dtype && self.shape() == first.shape() {
             return Ok(());
         }
-        Err(Error::tensor(format!("{what} {index} is {self:?} but {first_is} is {first:?}; they must be alike")))
+        Err(Error::tensor(format!(
+            "{what} {index} is {self:?} but {first_is} is {first:?}; they must be alike"
+        )))
     }
 }
 
@@ -390,8 +399,9 @@ fn size_of_shape(shape: &[i64], dtype: Dtype) -> Result<(usize, usize)> {
             )));
         }
         let product = bytes.checked_mul(n).filter(|&total| isize::try_from(total).is_ok());
-        bytes = product
-            .ok_or_else(|| Error::tensor(format!("the tensor's shape {shape:?} exceeds the address space")))?;
+        bytes = product.ok_or_else(|| {
+            Error::tensor(format!("the tensor's shape {shape:?} exceeds the address space"))
+        })?;
     }
     Ok((bytes as usize / dtype.size(), bytes as usize))
 }

@@ -1,0 +1,48 @@
+//! include/lmsd.h is what cbindgen makes of src/ffi.rs and of the types it names in error.rs and tensor.rs.
+
+use std::path::Path;
+use std::{env, fs};
+
+fn generated() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
+    // Not the whole crate: public constants of other modules are no part of the ABI.
+    let builder = ["error", "tensor", "ffi"]
+        .iter()
+        .fold(cbindgen::Builder::new(), |b, file| b.with_src(root.join(format!("src/{file}.rs"))));
+    let bindings = builder.with_config(config).generate().unwrap();
+    let mut text = Vec::new();
+    bindings.write(&mut text);
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn the_header_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/lmsd.h");
+    let new = generated();
+    if env::var_os("LMSD_UPDATE_HEADER").is_some_and(|v| v == "1") {
+        fs::write(&path, new).unwrap();
+        return;
+    }
+    let old = fs::read_to_string(&path).unwrap_or_default();
+    if let Some(line) = first_difference(&old, &new) {
+        panic!(
+            "include/lmsd.h differs from src/ffi.rs, first at line {line}; update it with\n    \
+             LMSD_UPDATE_HEADER=1 cargo test --test header"
+        );
+    }
+}
+
+/// The number of the first line that differs, from 1.
+fn first_difference(a: &str, b: &str) -> Option<usize> {
+    let same = a.split('\n').zip(b.split('\n')).take_while(|(a, b)| a == b).count();
+    (a != b).then_some(same + 1)
+}
+
+#[test]
+fn a_difference_is_seen() {
+    assert_eq!(first_difference("a\nb\n", "a\nb\n"), None);
+    assert_eq!(first_difference("a\nb\n", "a\nc\n"), Some(2));
+    assert_eq!(first_difference("a\n", "a\nb\n"), Some(2));
+    assert_eq!(first_difference("a\nb", "a\nb\n"), Some(3));
+}
