@@ -175,7 +175,8 @@ typedef struct lmsd_host {
    */
   void *user_data;
   /**
-   * Writes a new tensor of the shape, dtype and device of `like` to `*out`.
+   * Writes a new tensor of the shape, dtype and device of `like`, not NULL, to `*out`. Its
+   * contents may be anything.
    */
   int (*alloc)(void *user_data, const void *like, void **out);
   /**
@@ -183,7 +184,8 @@ typedef struct lmsd_host {
    */
   void (*release)(void *user_data, void *tensor);
   /**
-   * `out = sum_i factors[i] * terms[i]`, `count` terms; none of them is `out`.
+   * `out = sum_i factors[i] * terms[i]`, `count` terms (at least 1), best summed in float32 at
+   * least; none of them is `out`. A term with factor 0 counts as absent, even if it is not finite.
    */
   int (*lincomb)(void *user_data,
                  void *out,
@@ -204,7 +206,8 @@ typedef struct lmsd_host {
 /**
  * The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `sigma`,
  * guidance included. Runs on the calling thread, keeps no pointer; returns 0, or anything else to
- * stop the call with `LMSD_STATUS_STOPPED`.
+ * stop the call with `LMSD_STATUS_STOPPED`. The built-in backend's tensors are compact with
+ * `byte_offset` 0; the model fills `denoised`'s memory and leaves the descriptor as it is.
  */
 typedef int (*lmsd_model)(void *user_data, const void *x, double sigma, void *denoised);
 
@@ -407,7 +410,7 @@ const char *lmsd_last_error(void);
  * Frees a text that a call of this library wrote into a `char **`. NULL is fine.
  *
  * # Safety
- * `text` is NULL or such a text, freed once.
+ * `text` is NULL or such a text, as long as it was written, freed once.
  */
 void lmsd_string_free(char *text);
 
@@ -512,8 +515,8 @@ lmsd_status lmsd_schedule_check(const struct lmsd_schedule *schedule, const char
 void lmsd_schedule_free(struct lmsd_schedule *schedule);
 
 /**
- * The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to be freed with
- * `lmsd_string_free`.
+ * The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to
+ * be freed with `lmsd_string_free`.
  *
  * # Safety
  * `out` is writable.

@@ -110,7 +110,7 @@ pub extern "C" fn lmsd_last_error() -> *const c_char {
 /// Frees a text that a call of this library wrote into a `char **`. NULL is fine.
 ///
 /// # Safety
-/// `text` is NULL or such a text, freed once.
+/// `text` is NULL or such a text, as long as it was written, freed once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lmsd_string_free(text: *mut c_char) {
     guard_or((), || {
@@ -222,7 +222,10 @@ pub unsafe extern "C" fn lmsd_schedule_save(schedule: *const LmsdSchedule, path:
 /// # Safety
 /// `schedule` is valid, `out` writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lmsd_schedule_to_json(schedule: *const LmsdSchedule, out: *mut *mut c_char) -> Status {
+pub unsafe extern "C" fn lmsd_schedule_to_json(
+    schedule: *const LmsdSchedule,
+    out: *mut *mut c_char,
+) -> Status {
     guard(|| {
         let schedule = unsafe { given(schedule, "schedule") }?;
         *unsafe { output(out, "out") }? = give_text(schedule.0.to_json())?;
@@ -320,8 +323,8 @@ pub unsafe extern "C" fn lmsd_schedule_free(schedule: *mut LmsdSchedule) {
     })
 }
 
-/// The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to be freed with
-/// `lmsd_string_free`.
+/// The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to
+/// be freed with `lmsd_string_free`.
 ///
 /// # Safety
 /// `out` is writable.
@@ -353,13 +356,15 @@ pub struct LmsdHost {
     pub struct_size: usize,
     /// Handed to every function.
     pub user_data: *mut c_void,
-    /// Writes a new tensor of the shape, dtype and device of `like` to `*out`.
+    /// Writes a new tensor of the shape, dtype and device of `like`, not NULL, to `*out`. Its
+    /// contents may be anything.
     pub alloc: Option<
         unsafe extern "C" fn(user_data: *mut c_void, like: *const c_void, out: *mut *mut c_void) -> c_int,
     >,
     /// Frees a tensor that `alloc` made.
     pub release: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *mut c_void)>,
-    /// `out = sum_i factors[i] * terms[i]`, `count` terms; none of them is `out`.
+    /// `out = sum_i factors[i] * terms[i]`, `count` terms (at least 1), best summed in float32 at
+    /// least; none of them is `out`. A term with factor 0 counts as absent, even if it is not finite.
     pub lincomb: Option<
         unsafe extern "C" fn(
             user_data: *mut c_void,
@@ -543,8 +548,7 @@ impl Tensors for Backend {
                 let mut out = vec![f64::NAN; trajectories * columns.len() * columns.len()];
                 let tensors = pointers(columns.iter().copied());
                 // SAFETY: the host's promise; `out` has room for every trajectory's matrix.
-                let code =
-                    unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
+                let code = unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
                 host_said(code, "gram")?;
                 Ok(out)
             }
@@ -641,9 +645,15 @@ unsafe fn borrow_all(
 
 /// The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `sigma`,
 /// guidance included. Runs on the calling thread, keeps no pointer; returns 0, or anything else to
-/// stop the call with `LMSD_STATUS_STOPPED`.
+/// stop the call with `LMSD_STATUS_STOPPED`. The built-in backend's tensors are compact with
+/// `byte_offset` 0; the model fills `denoised`'s memory and leaves the descriptor as it is.
 pub type LmsdModel = Option<
-    unsafe extern "C" fn(user_data: *mut c_void, x: *const c_void, sigma: f64, denoised: *mut c_void) -> c_int,
+    unsafe extern "C" fn(
+        user_data: *mut c_void,
+        x: *const c_void,
+        sigma: f64,
+        denoised: *mut c_void,
+    ) -> c_int,
 >;
 
 /// What an observer sees after each model call, before the update.
@@ -667,8 +677,7 @@ pub struct LmsdStep {
 
 /// Sees every step, for previews and progress. Returns 0, or anything else to stop the call with
 /// `LMSD_STATUS_STOPPED`.
-pub type LmsdObserver =
-    Option<unsafe extern "C" fn(user_data: *mut c_void, step: *const LmsdStep) -> c_int>;
+pub type LmsdObserver = Option<unsafe extern "C" fn(user_data: *mut c_void, step: *const LmsdStep) -> c_int>;
 
 fn model_said(code: c_int, sigma: f64) -> Result<()> {
     if code == 0 {
@@ -908,9 +917,10 @@ impl Problem<Handle> for HostProblem<'_> {
         // SAFETY: the host's promise.
         match unsafe { begin(self.0.user_data, batch, x_t.pointer()) } {
             0 => Ok(()),
-            code => {
-                Err(Error::new(Status::Stopped, format!("the begin callback returned {code} at batch {batch}")))
-            }
+            code => Err(Error::new(
+                Status::Stopped,
+                format!("the begin callback returned {code} at batch {batch}"),
+            )),
         }
     }
 

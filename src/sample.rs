@@ -25,6 +25,9 @@ pub struct Step<'a, T> {
     pub denoised: &'a T,
 }
 
+/// Writes to the last its prediction of x0 at a state and its noise level, guidance included.
+pub type Model<'a, T> = dyn FnMut(&T, f64, &mut T) -> Result<()> + 'a;
+
 /// A run of a schedule, node by node. Predictions that no later row needs are given up, so memory
 /// is bounded by the order of the solver and not by the number of steps.
 pub struct Sampler<'a, B: Tensors> {
@@ -59,7 +62,16 @@ impl<'a, B: Tensors> Sampler<'a, B> {
     ) -> Result<Self> {
         let (next, unused) = (tensors.alloc(x)?, tensors.alloc(x)?);
         let index = earlier.len() - 1;
-        let mut run = Self { tensors, schedule, earlier, history: vec![], spare: vec![], x: unused, index, check: true };
+        let mut run = Self {
+            tensors,
+            schedule,
+            earlier,
+            history: vec![],
+            spare: vec![],
+            x: unused,
+            index,
+            check: true,
+        };
         let next = run.update(x, next)?;
         run.spare.push(std::mem::replace(&mut run.x, next));
         run.index += 1;
@@ -170,7 +182,7 @@ impl<'a, B: Tensors> Sampler<'a, B> {
     /// Runs to the end. `observe` sees every step; its error stops the run.
     pub fn run(
         &mut self,
-        model: &mut dyn FnMut(&B::Tensor, f64, &mut B::Tensor) -> Result<()>,
+        model: &mut Model<B::Tensor>,
         observe: &mut dyn FnMut(&Step<B::Tensor>) -> Result<()>,
     ) -> Result<()> {
         while let Some(model_sigma) = self.model_sigma() {

@@ -252,7 +252,10 @@ impl Schedule {
             return bad(format!("the schedule has {n} nodes; 1 to {MAX_NODES} are allowed"));
         }
         if !(self.sigma_start > 0.0 && self.sigma_start <= MAX_SIGMA) {
-            return bad(format!("sigma_start is {}; it must be above 0, at most {MAX_SIGMA}", self.sigma_start));
+            return bad(format!(
+                "sigma_start is {}; it must be above 0, at most {MAX_SIGMA}",
+                self.sigma_start
+            ));
         }
         if self.process == Process::Flow && self.sigma_start > 1.0 {
             return bad(format!("sigma_start is {}; a flow model knows 0 to 1", self.sigma_start));
@@ -286,12 +289,17 @@ impl Schedule {
             if w == 0 || w > i + 1 {
                 return bad(format!("node {i} has {w} weights; 1 to {} are allowed", i + 1));
             }
-            if let Some((j, v)) = node.weights.iter().enumerate().find(|(_, v)| !(v.abs() <= MAX_WEIGHT)) {
+            if let Some((j, v)) =
+                node.weights.iter().enumerate().find(|(_, v)| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(*v))
+            {
                 return bad(format!("weight {j} of node {i} is {v}; it must be finite, at most 1e9 in size"));
             }
         }
         if self.sigma_end >= above {
-            return bad(format!("sigma_end is {}; it must be below the last node's sigma {above}", self.sigma_end));
+            return bad(format!(
+                "sigma_end is {}; it must be below the last node's sigma {above}",
+                self.sigma_end
+            ));
         }
         Ok(())
     }

@@ -153,8 +153,8 @@ pub struct CpuTensor {
     owned: Option<(*mut u8, Layout)>,
 }
 
-// SAFETY: own memory is reached through this value only; a view's maker promises the same for the
-// caller's (see `view`). Through `&CpuTensor`, memory is only read.
+// SAFETY: own memory is reached through this value only, and `view` has its caller promise as much
+// for the time of every use. Through `&CpuTensor`, safe code only reads.
 unsafe impl Send for CpuTensor {}
 // SAFETY: as above.
 unsafe impl Sync for CpuTensor {}
@@ -219,9 +219,9 @@ impl CpuTensor {
     /// # Safety
     ///
     /// `shape`, and `strides` unless null, point to `ndim` readable numbers; they are copied. `data`
-    /// points to initialised memory of the described size, which outlives the view. While a call of this library
-    /// uses the view as an input nobody writes to that memory, and while it uses the view as an
-    /// output nobody else reads or writes it.
+    /// points to initialised memory of the described size, which outlives the view. While a call
+    /// uses the view as an input, nobody writes to that memory; while it uses the view as an output,
+    /// the memory is writable and nobody else reads or writes it.
     pub unsafe fn view(tensor: &LmsdTensor) -> Result<Self> {
         if tensor.device.device_type != DEVICE_CPU {
             return Err(Error::tensor(format!(

@@ -1,7 +1,7 @@
 //! A distillation from start to end: teacher, ranking, fits, growth, and what is kept. Sees
 //! schedules and distances, no tensor.
 
-use super::fit::{Fit, knob, padded, rebuilt};
+use super::fit::{Fit, padded, rebuilt, unknowns};
 use super::measure::{Bench, Set};
 use super::{Config, Distilled, Fitted, Phase, Problem, Sums};
 use crate::error::{Error, Result};
@@ -9,17 +9,28 @@ use crate::schedule::{Baseline, MadeBy, Node, Process, Schedule};
 use crate::solver::{self, Grid, Spec};
 use crate::tensor::Tensors;
 
-/// The handcrafted solvers that compete and that fits start from.
-const CONTENDERS: [&str; 6] = ["dpmpp_2m", "dpmpp_3m", "ipndm_3", "ipndm_4", "deis_3", "unipc_bh2_3"];
+/// The handcrafted solvers that compete, and that fits start from.
+const CONTENDERS: [&str; 8] =
+    ["dpmpp_2m", "dpmpp_3m", "deis_2", "deis_3", "ipndm_2", "ipndm_3", "unipc_bh1_2", "unipc_bh2_3"];
+/// The best of these on the training set are measured on the held-out set too.
+const BASELINES: usize = 4;
+/// Starts at sigma[0] far below that of x_T: which solvers, and how far. Fits that start only at
+/// the top get stuck in bad local minima.
+const LOW_STARTS: [&str; 3] = ["dpmpp_2m", "dpmpp_3m", "ipndm_3"];
+const LOW_SIGMAS: [f64; 3] = [0.25, 0.1, 0.05];
+const LOW_SIGMAS_FLOW: [f64; 3] = [0.97, 0.93, 0.85];
+/// Starts that are given one step each before the best of them goes on alone.
+const STARTS: usize = 5;
 
 /// One NFE of the family in work.
 struct Entry {
     nfe: usize,
-    /// Held-out distances of the handcrafted solvers, best first.
+    /// The best on the held-out set so far, with its distance.
+    best: (Schedule, f64),
+    /// Held-out distances of handcrafted solvers, best first.
     handcrafted: Vec<(Schedule, f64)>,
-    best: Option<(Schedule, f64)>,
-    start: Option<Schedule>,
-    start_distance: f64,
+    /// What the fit started from, with its held-out distance.
+    start: Option<(Schedule, f64)>,
     trace: Vec<(u64, f64, f64)>,
 }
 
@@ -33,14 +44,11 @@ pub fn distill<B: Tensors>(
     let mut bench = Bench::new(tensors, config, like, problem, teacher(config)?)?;
     let mut entries = Vec::new();
     let mut ranking_calls = 0;
-    let ended = run(&mut bench, &mut entries, &mut ranking_calls);
-    if let Err(error) = ended
+    if let Err(error) = run(&mut bench, &mut entries, &mut ranking_calls)
         && (bench.stopped.is_none() || entries.is_empty())
     {
         return Err(error);
     }
-    let stopped = bench.stopped;
-    let family = entries.into_iter().map(|e| finished(&bench, e)).collect::<Result<Vec<_>>>()?;
     Ok(Distilled {
         library_version: env!("CARGO_PKG_VERSION").into(),
         config: config.clone(),
@@ -49,8 +57,8 @@ pub fn distill<B: Tensors>(
         ranking_calls,
         seconds: bench.seconds(),
         callback_seconds: bench.callback_seconds,
-        stopped: stopped.map(Into::into),
-        family,
+        stopped: bench.stopped.map(Into::into),
+        family: entries.into_iter().map(|entry| finished(&bench, entry)).collect(),
     })
 }
 
@@ -62,10 +70,10 @@ pub fn compare<B: Tensors>(
     schedules: &[&Schedule],
 ) -> Result<Vec<f64>> {
     config.validate()?;
-    let plain = Config { checkpoint: None, ..config.clone() };
-    let mut bench = Bench::new(tensors, &plain, like, problem, teacher(config)?)?;
-    let own: u64 = schedules.iter().map(|s| s.nfe() as u64).sum();
-    bench.progress.calls_expected = bench.batch_count(Set::Test) * own + bench.teacher_cost(Set::Test);
+    let config = Config { checkpoint: None, ..config.clone() };
+    let mut bench = Bench::new(tensors, &config, like, problem, teacher(&config)?)?;
+    let own: usize = schedules.iter().map(|s| s.nfe()).sum();
+    bench.progress.calls_expected = bench.teacher_cost(Set::Test) + bench.batch_count(Set::Test) * own as u64;
     bench.teach(Set::Test)?;
     bench.progress.phase = Phase::Rank;
     bench.distances(Set::Test, schedules)
@@ -73,14 +81,14 @@ pub fn compare<B: Tensors>(
 
 fn teacher(config: &Config) -> Result<Schedule> {
     solver::solve(&Spec {
-        solver: config.teacher.clone(),
+        solver: config.teacher().into(),
         nfe: config.teacher_nfe,
         grid: config.teacher_grid.clone(),
-        lower_order_final: config.sigma_end == 0.0,
         ..spec(config)
     })
 }
 
+/// What every handcrafted schedule for this model has in common.
 fn spec(config: &Config) -> Spec {
     Spec {
         process: config.process,
@@ -94,16 +102,9 @@ fn spec(config: &Config) -> Spec {
 
 fn grids(config: &Config) -> Vec<Grid> {
     match config.process {
-        Process::Ve => {
-            vec![
-                Grid::Karras { rho: 7.0 },
-                Grid::Karras { rho: 5.0 },
-                Grid::Karras { rho: 3.0 },
-                Grid::Log {},
-            ]
-        }
+        Process::Ve => vec![Grid::Karras { rho: 7.0 }, Grid::Karras { rho: 4.0 }, Grid::Log {}],
         Process::Flow => {
-            let mut shifts = vec![1.0, 2.0, 3.0, 5.0];
+            let mut shifts = vec![1.0, 2.0, 3.0];
             shifts.extend(config.made_for.shift.filter(|s| !shifts.contains(s)));
             shifts.into_iter().map(|shift| Grid::Flow { shift }).collect()
         }
@@ -112,127 +113,111 @@ fn grids(config: &Config) -> Vec<Grid> {
 
 /// Every contender on every grid at one NFE.
 fn contenders(config: &Config, nfe: usize) -> Vec<Schedule> {
-    let mut list = Vec::new();
-    for solver in CONTENDERS {
-        for grid in grids(config) {
-            let spec = Spec { solver: solver.into(), nfe, grid: Some(grid), ..spec(config) };
-            list.extend(solver::solve(&spec).ok());
-        }
-    }
-    list
+    let grids = grids(config);
+    let all = CONTENDERS.iter().flat_map(|solver| grids.iter().map(move |grid| (*solver, grid.clone())));
+    let specs =
+        all.map(|(solver, grid)| Spec { solver: solver.into(), nfe, grid: Some(grid), ..spec(config) });
+    specs.filter_map(|spec| solver::solve(&spec).ok()).collect()
 }
 
 /// Starts whose first node lies below the noise level of x_T.
 fn low_starts(config: &Config, nfe: usize) -> Vec<Schedule> {
-    let mut list = Vec::new();
     if !config.fit_sigmas {
-        return list;
+        return Vec::new();
     }
-    let firsts: &[f64] = match config.process {
-        Process::Ve => &[0.25, 0.1, 0.05],
-        Process::Flow => &[0.97, 0.93, 0.85],
-    };
-    for solver in ["dpmpp_2m", "dpmpp_3m", "ipndm_3"] {
-        for first in firsts {
-            let first = first * config.sigma_max;
-            let spec =
-                Spec { solver: solver.into(), nfe, sigma_max: Some(first), ..spec(config) };
-            list.extend(solver::solve(&spec).ok());
-        }
-    }
-    list
+    let sigmas = if config.process == Process::Ve { LOW_SIGMAS } else { LOW_SIGMAS_FLOW };
+    let all = LOW_STARTS.iter().flat_map(|solver| sigmas.map(|part| (*solver, part * config.sigma_max)));
+    let specs = all.map(|(solver, first)| Spec {
+        solver: solver.into(),
+        nfe,
+        sigma_max: Some(first),
+        ..spec(config)
+    });
+    specs.filter_map(|spec| solver::solve(&spec).ok()).collect()
 }
 
 fn run<B: Tensors>(bench: &mut Bench<B>, entries: &mut Vec<Entry>, ranking_calls: &mut u64) -> Result<()> {
     let config = bench.config;
+    bench.progress.calls_expected = expected_calls(bench, config.nfe_from());
     bench.teach(Set::Train)?;
     bench.teach(Set::Held)?;
-    let verbose = knob("VERBOSE", 0.0) > 0.0;
     let mut below: Option<Fit> = None;
     for nfe in config.nfe_from()..=config.nfe {
-        bench.progress.phase = Phase::Rank;
+        bench.progress.calls_expected = bench.progress.calls + expected_calls(bench, nfe);
         bench.progress.nfe = nfe;
         bench.progress.distance = f64::INFINITY;
         bench.progress.handcrafted = f64::INFINITY;
+        bench.progress.phase = Phase::Rank;
         let before = bench.model_calls;
         let mut ranked = rank(bench, contenders(config, nfe))?;
-        let top: Vec<Schedule> = ranked.iter().take(4).map(|(s, _)| s.clone()).collect();
-        let held = bench.distances(Set::Held, &top.iter().collect::<Vec<_>>())?;
-        let mut handcrafted: Vec<(Schedule, f64)> = top.into_iter().zip(held).collect();
-        handcrafted.sort_by(|a, b| a.1.total_cmp(&b.1));
-        let best = handcrafted[0].clone();
-        bench.progress.handcrafted = best.1;
-        entries.push(Entry {
-            nfe,
-            best: Some(best.clone()),
-            start: Some(best.0.clone()),
-            start_distance: best.1,
-            handcrafted,
-            trace: Vec::new(),
-        });
+        let smaller = entries.last().map(|entry| entry.best.clone());
+        entries.push(baseline(bench, &ranked)?);
         let entry = entries.last_mut().expect("just pushed");
-        let mut fits: Vec<Fit> = Vec::new();
-        if let Some(below) = &below {
-            bench.progress.phase = Phase::Grow;
-            for gap in 0..nfe {
-                if let Some(start) = inserted(config, &below.schedule, gap)? {
-                    let train = bench.distances(Set::Train, &[&start])?[0];
-                    fits.push(Fit::new(padded(config, &start)?, train));
-                }
-            }
-        } else {
+        if below.is_none() {
             ranked.truncate(2);
-            let low = rank(bench, low_starts(config, nfe))?;
-            let count = knob("STARTS", 3.0) as usize;
-            ranked.extend(low);
-            ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
-            for (s, train) in ranked.into_iter().take(count) {
-                if verbose {
-                    let by = s.made_by.clone().unwrap();
-                    eprintln!("  start {:?} {:?} from {} : {train}", by.solver, by.grid, s.sigma(0));
-                }
-                fits.push(Fit::new(padded(config, &s)?, train));
-            }
+            ranked.extend(rank(bench, low_starts(config, nfe))?);
         }
         *ranking_calls += bench.model_calls - before;
-        if verbose {
-            eprintln!("nfe {nfe}: handcrafted {:.4}; {} calls", best.1, bench.model_calls);
-        }
-        // A few steps each, then the best goes on alone.
+
+        let mut fits = match &below {
+            None => from_handcrafted(config, ranked)?,
+            Some(below) => {
+                if let Some((smaller, _)) = smaller {
+                    // What is kept at n nodes is there at n + 1 too, so the family is monotone.
+                    let same = (1..nfe).find_map(|gap| inserted(config, &smaller, gap).transpose());
+                    keep(bench, entry, &same.transpose()?.unwrap_or(smaller), f64::NAN)?;
+                }
+                grown(config, below)?
+            }
+        };
         bench.progress.phase = if below.is_some() { Phase::Grow } else { Phase::Fit };
-        let rounds = knob(if below.is_some() { "GROUNDS" } else { "ROUNDS" }, 2.0) as usize;
+        let starts: Vec<Schedule> = fits.iter().map(|fit| fit.schedule.clone()).collect();
         for fit in &mut fits {
-            let from = fit.train;
-            for _ in 0..rounds {
-                fit.step(bench)?;
-            }
-            if verbose {
-                eprintln!("  {:.4} -> {:.4} at {}", from, fit.train, bench.model_calls);
-            }
+            fit.step(bench)?;
         }
-        fits.sort_by(|a, b| a.train.total_cmp(&b.train));
+        let first = (0..fits.len()).min_by(|a, b| fits[*a].train.total_cmp(&fits[*b].train));
+        let first = first.ok_or_else(|| Error::argument("no start fits these options"))?;
+        let held = bench.distances(Set::Held, &[&starts[first]])?[0];
+        entry.start = Some((starts[first].clone(), held));
+        let mut fit = fits.swap_remove(first);
         bench.progress.phase = Phase::Fit;
-        let finalists = knob("FINAL", 1.0) as usize;
-        let mut finished: Vec<Fit> = Vec::new();
-        for mut fit in fits.into_iter().take(finalists) {
-            offer(bench, entry, &fit)?;
-            for _ in 0..config.iterations {
-                if fit.done {
-                    break;
-                }
-                fit.step(bench)?;
-                offer(bench, entry, &fit)?;
-                if verbose {
-                    let t = entry.trace.last().unwrap();
-                    eprintln!("    {} train {:.5} held {:.5}", t.0, t.1, t.2);
-                }
+        keep(bench, entry, &fit.schedule, fit.train)?;
+        for _ in 1..config.iterations {
+            if fit.done {
+                break;
             }
-            finished.push(fit);
+            fit.step(bench)?;
+            keep(bench, entry, &fit.schedule, fit.train)?;
         }
-        finished.sort_by(|a, b| a.train.total_cmp(&b.train));
-        below = finished.into_iter().next();
+        below = Some(fit);
     }
     Ok(())
+}
+
+/// Fits from the best handcrafted starts.
+fn from_handcrafted(config: &Config, mut ranked: Vec<(Schedule, f64)>) -> Result<Vec<Fit>> {
+    ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let starts = ranked.into_iter().take(STARTS);
+    starts.map(|(schedule, train)| Ok(Fit::new(padded(config, &schedule)?, train))).collect()
+}
+
+/// Fits from one with a node less, a new node in each gap.
+fn grown(config: &Config, below: &Fit) -> Result<Vec<Fit>> {
+    let gaps = 0..=below.schedule.nfe();
+    let starts = gaps.filter_map(|gap| inserted(config, &below.schedule, gap).transpose());
+    starts.map(|start| Ok(Fit::new(padded(config, &start?)?, below.train))).collect()
+}
+
+/// The entry of an NFE that has only handcrafted solvers yet.
+fn baseline<B: Tensors>(bench: &mut Bench<B>, ranked: &[(Schedule, f64)]) -> Result<Entry> {
+    let top: Vec<&Schedule> = ranked.iter().take(BASELINES).map(|(schedule, _)| schedule).collect();
+    let held = bench.distances(Set::Held, &top)?;
+    let mut handcrafted: Vec<_> = top.into_iter().cloned().zip(held).collect();
+    handcrafted.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let best = handcrafted.first().cloned().ok_or_else(|| Error::argument("no solver fits these options"))?;
+    bench.progress.handcrafted = best.1;
+    bench.progress.distance = best.1;
+    Ok(Entry { nfe: best.0.nfe(), best, handcrafted, start: None, trace: Vec::new() })
 }
 
 /// Distances on the training set, best first.
@@ -243,38 +228,64 @@ fn rank<B: Tensors>(bench: &mut Bench<B>, list: Vec<Schedule>) -> Result<Vec<(Sc
     Ok(ranked)
 }
 
-/// Keeps the fit if it is the best so far on the held-out set.
-fn offer<B: Tensors>(bench: &mut Bench<B>, entry: &mut Entry, fit: &Fit) -> Result<()> {
-    let held = bench.distances(Set::Held, &[&fit.schedule])?[0];
-    entry.trace.push((bench.model_calls, fit.train, held));
-    if entry.best.as_ref().is_none_or(|(_, best)| held < *best) {
-        entry.best = Some((fit.schedule.clone(), held));
+/// Keeps a schedule if it is the best so far on the held-out set.
+fn keep<B: Tensors>(bench: &mut Bench<B>, entry: &mut Entry, schedule: &Schedule, train: f64) -> Result<()> {
+    let held = bench.distances(Set::Held, &[schedule])?[0];
+    if train.is_finite() {
+        entry.trace.push((bench.model_calls, train, held));
+    }
+    if held < entry.best.1 && schedule.nfe() == entry.nfe {
+        entry.best = (schedule.clone(), held);
         bench.progress.distance = held;
     }
     Ok(())
 }
 
+/// Batch calls from `nfe` to the end of the family, by what fits have needed: ten steps a fit.
+fn expected_calls<B: Tensors>(bench: &Bench<B>, nfe: usize) -> u64 {
+    let config = bench.config;
+    let of = |nfe: usize| {
+        let Some(start) = contenders(config, nfe).first().and_then(|s| padded(config, s).ok()) else {
+            return 0;
+        };
+        let calls: usize = unknowns(config, &start).iter().map(|u| nfe - u.first_call()).sum();
+        let step = nfe + calls + 3 * nfe;
+        let (tried, low) = if nfe == config.nfe_from() { (STARTS, 9) } else { (nfe, 0) };
+        let steps = tried + config.iterations.min(10);
+        let rank = nfe * (CONTENDERS.len() * grids(config).len() + low);
+        (rank + steps * step) as u64 * bench.batch_count(Set::Train)
+            + (nfe * (BASELINES + steps)) as u64 * bench.batch_count(Set::Held)
+    };
+    let teacher = match bench.teacher_calls {
+        0 => bench.teacher_cost(Set::Train) + bench.teacher_cost(Set::Held),
+        _ => 0,
+    };
+    let fits = (nfe..=config.nfe).map(of).sum::<u64>();
+    teacher + config.max_calls.map_or(fits, |limit| fits.min(limit.saturating_sub(bench.model_calls)))
+}
+
 /// The schedule with one node more, which as yet changes nothing: its own prediction has weight 0
 /// everywhere, and it repeats its neighbour's row. `gap` 0 is in front of the first node. None
-/// where there is no room.
+/// where there is no room. (In front, where sums must be 1, and under an order limit, the result
+/// does change.)
 fn inserted(config: &Config, schedule: &Schedule, gap: usize) -> Result<Option<Schedule>> {
     let old = schedule.nodes();
+    let last = gap == old.len();
     let above = if gap == 0 { schedule.sigma_start() } else { old[gap - 1].sigma };
-    let below = schedule.sigma(gap).max(if gap == old.len() { config.sigma_min } else { 0.0 });
+    let below = if last { schedule.sigma_end().max(config.sigma_min) } else { old[gap].sigma };
     if above < below * 1.02 {
         return Ok(None);
     }
     let sigma = (above * below).sqrt();
     let scale = match gap {
         0 => old[0].scale,
-        g if g == old.len() => old[g - 1].scale,
-        g => (old[g - 1].scale * old[g].scale).sqrt(),
+        _ if last => old[gap - 1].scale,
+        _ => (old[gap - 1].scale * old[gap].scale).sqrt(),
     };
-    let scale = (scale * sigma).clamp(config.sigma_min, config.sigma_max) / sigma;
     let weights = match gap {
         0 if config.sums == Sums::Affine => vec![1.0],
         0 => vec![0.0],
-        g => std::iter::once(0.0).chain(old[g - 1].weights.iter().copied()).collect(),
+        _ => std::iter::once(0.0).chain(old[gap - 1].weights.iter().copied()).collect(),
     };
     let mut nodes = old.to_vec();
     for (m, node) in nodes.iter_mut().enumerate().skip(gap) {
@@ -283,36 +294,31 @@ fn inserted(config: &Config, schedule: &Schedule, gap: usize) -> Result<Option<S
             node.weights.insert(age, 0.0);
         }
     }
+    let scale = (scale * sigma).clamp(config.sigma_min, config.sigma_max) / sigma;
     nodes.insert(gap, Node { sigma, scale, weights });
-    if let Some(order) = config.order {
-        nodes.iter_mut().for_each(|node| node.weights.truncate(order));
-    }
-    rebuilt(schedule, nodes).map(Some)
+    let grown = rebuilt(schedule, nodes)?;
+    Ok(Some(if config.order.is_some() { padded(config, &grown)? } else { grown }))
 }
 
 /// The schedule that an entry hands out, with its record.
-fn finished<B: Tensors>(bench: &Bench<B>, entry: Entry) -> Result<Fitted> {
+fn finished<B: Tensors>(bench: &Bench<B>, entry: Entry) -> Fitted {
     let config = bench.config;
-    let (mut schedule, distance) =
-        entry.best.ok_or_else(|| Error::argument("a family without a result"))?;
-    let best_handcrafted = entry.handcrafted.first().map_or(f64::INFINITY, |h| h.1);
-    let improved = distance < best_handcrafted;
+    let (mut schedule, distance) = entry.best;
+    let improved = distance < entry.handcrafted[0].1;
+    let word = if improved { "distilled" } else { "handcrafted" };
     let about = |s: &Schedule| s.made_by.clone().unwrap_or_default();
-    let start = entry.start.as_ref().map(about).unwrap_or_default();
+    let (start, start_distance) = entry.start.as_ref().unwrap_or(&entry.handcrafted[0]);
+    let start = about(start);
     let mut made_for = config.made_for.clone();
     made_for.sigma_min.get_or_insert(config.sigma_min);
     made_for.sigma_max.get_or_insert(config.sigma_max);
     schedule.made_for = Some(made_for);
-    schedule.name = Some(format!(
-        "{} at {} NFE",
-        if improved { "distilled" } else { "best handcrafted" },
-        entry.nfe
-    ));
+    schedule.name = Some(format!("{word}, {} NFE", entry.nfe));
     schedule.made_by = Some(MadeBy {
-        method: if improved { "distilled" } else { "handcrafted" }.into(),
+        method: word.into(),
         solver: start.solver,
         grid: start.grid,
-        teacher: Some(format!("{} at {} NFE", config.teacher, config.teacher_nfe)),
+        teacher: Some(format!("{}, {} NFE", config.teacher(), config.teacher_nfe)),
         trajectories: Some(config.trajectories as u64),
         held_out: Some(config.held_out as u64),
         seeds: config.seeds.clone(),
@@ -321,20 +327,18 @@ fn finished<B: Tensors>(bench: &Bench<B>, entry: Entry) -> Result<Fitted> {
         seconds: Some(bench.seconds()),
         library_version: Some(env!("CARGO_PKG_VERSION").into()),
         distance: Some(distance),
-        start_distance: Some(entry.start_distance),
+        start_distance: Some(*start_distance),
         improved: Some(improved),
         handcrafted: entry
             .handcrafted
             .iter()
-            .map(|(s, distance)| {
-                let by = about(s);
-                Baseline {
-                    solver: by.solver.unwrap_or_default(),
-                    grid: by.grid.unwrap_or_default(),
-                    distance: *distance,
-                }
-            })
+            .map(|(s, distance)| baseline_of(&about(s), *distance))
             .collect(),
     });
-    Ok(Fitted { nfe: entry.nfe, distance, improved, trace: entry.trace, schedule: Some(schedule) })
+    Fitted { nfe: entry.nfe, distance, improved, trace: entry.trace, schedule }
+}
+
+fn baseline_of(by: &MadeBy, distance: f64) -> Baseline {
+    let word = |w: &Option<String>| w.clone().unwrap_or_default();
+    Baseline { solver: word(&by.solver), grid: word(&by.grid), distance }
 }

@@ -1,9 +1,9 @@
 //! Levenberg-Marquardt on the numbers of one schedule. Asks the [`Bench`] for normal equations and
 //! distances; sees no tensor.
 
-use nalgebra::{Cholesky, DMatrix, DVector};
+use nalgebra::{Cholesky, DVector};
 
-use super::measure::{Bench, Set, Unknown};
+use super::measure::{Bench, Normal, Set, Unknown};
 use super::{Config, Sums};
 use crate::error::{Error, Result};
 use crate::schedule::{Node, Schedule};
@@ -27,21 +27,27 @@ pub fn unknowns(config: &Config, schedule: &Schedule) -> Vec<Unknown> {
     list
 }
 
-/// Gives every node all the weights it may have, the new ones 0.
+/// Gives every node all the weights it may have, the new ones 0. Where an order limit leaves fewer,
+/// the oldest one kept takes over the sum of those cut off.
 pub fn padded(config: &Config, schedule: &Schedule) -> Result<Schedule> {
     let mut nodes = schedule.nodes().to_vec();
-    if config.fit_weights {
+    if config.fit_weights || config.order.is_some() {
         for (n, node) in nodes.iter_mut().enumerate() {
-            let count = (n + 1).min(config.order.unwrap_or(n + 1)).max(node.weights.len());
+            let count = (n + 1).min(config.order.unwrap_or(n + 1));
+            let cut: f64 = node.weights.iter().skip(count).sum();
             node.weights.resize(count, 0.0);
+            node.weights[count - 1] += cut;
         }
     }
     rebuilt(schedule, nodes)
 }
 
-/// The same schedule with other nodes.
+/// The same schedule with other nodes; it keeps its record of where it came from.
 pub fn rebuilt(schedule: &Schedule, nodes: Vec<Node>) -> Result<Schedule> {
-    Schedule::new(schedule.process(), schedule.sigma_start(), schedule.sigma_end(), nodes)
+    let (start, end) = (schedule.sigma_start(), schedule.sigma_end());
+    let mut other = Schedule::new(schedule.process(), start, end, nodes)?;
+    other.made_by = schedule.made_by.clone();
+    Ok(other)
 }
 
 /// The schedule with `list[i]` moved by `by[i]`: sigmas and model sigmas in their logarithms.
@@ -75,93 +81,88 @@ pub fn moved(config: &Config, schedule: &Schedule, list: &[Unknown], by: &[f64])
     rebuilt(schedule, nodes)
 }
 
+/// Damping of the first step, relative to the diagonal of J^T J.
+const FIRST_DAMPING: f64 = 0.1;
+/// A Jacobian costs as much as ten trials or more, so several dampings are tried on each.
+const TRIALS: usize = 8;
+/// Unknowns that hardly matter yet (a new node's sigma, while its weights are 0) are damped as if
+/// they mattered this much of the mean; else rounding errors would send them far away.
+const DAMPING_FLOOR: f64 = 0.3;
+/// A fit is done when a step lowers the distance by less than this, relatively.
+const WORTH_A_STEP: f64 = 1e-3;
+
 /// A schedule being fitted.
 #[derive(Clone)]
 pub struct Fit {
     pub schedule: Schedule,
     /// Distance on the training set.
     pub train: f64,
-    /// Damping, relative to the diagonal.
     damping: f64,
-    /// The last step gained less than is worth another.
+    /// The last step gained too little to take another.
     pub done: bool,
 }
 
 impl Fit {
     pub fn new(schedule: Schedule, train: f64) -> Self {
-        Self { schedule, train, damping: knob("MU0", 0.1), done: false }
+        Self { schedule, train, damping: FIRST_DAMPING, done: false }
     }
 
-    /// One Jacobian, and the best step that it gives.
+    /// One Jacobian, and the best step that it gives: damping falls while steps gain by it, and rises
+    /// until one gains at all.
     pub fn step<B: Tensors>(&mut self, bench: &mut Bench<B>) -> Result<()> {
         let config = bench.config;
         let list = unknowns(config, &self.schedule);
-        let schedule = self.schedule.clone();
-        let normal = bench.normal(&schedule, &list, &|unknown| {
+        let normal = bench.normal(&self.schedule, &list, &|unknown| {
             let h = config.difference_step;
-            let forward = |h: f64| moved(config, &schedule, &[unknown], &[h]).map(|s| (s, h));
-            // Backward where forward leaves the model's range, and so does nothing there.
-            match forward(h) {
-                Ok((other, h)) if other != schedule => Ok((other, h)),
-                _ => forward(-h),
-            }
+            let by = |h: f64| moved(config, &self.schedule, &[unknown], &[h]).map(|s| (s, h));
+            // Backward where forward leaves the model's range and so changes nothing.
+            by(h).ok().filter(|(other, _)| *other != self.schedule).map_or_else(|| by(-h), Ok)
         })?;
-        let before = self.train.min(normal.distance);
-        let matrix = &normal.jtj - &normal.radial * knob("THETA", 0.0);
-        let mut best: Option<(f64, f64, Schedule)> = None;
+        self.done = true;
+        let Some(normal) = normal else { return Ok(()) };
+        let mut best: Option<(f64, Schedule)> = None;
         let mut damping = self.damping;
-        let mut tries = 0;
-        let mut raising = false;
-        while tries < 8 {
-            tries += 1;
-            let trial = solve(&matrix, &normal.jtj, damping, &normal.gradient)
-                .and_then(|by| moved(config, &schedule, &list, by.as_slice()).ok());
+        let mut rising = false;
+        for _ in 0..TRIALS {
+            let trial = solve(&normal, damping)
+                .and_then(|by| moved(config, &self.schedule, &list, by.as_slice()).ok());
             let train = match &trial {
                 Some(trial) => bench.distances(Set::Train, &[trial])?[0],
                 None => f64::INFINITY,
             };
-            let bar = best.as_ref().map_or(before, |b| b.0);
-            if train < bar {
-                best = Some((train, damping, trial.expect("only a trial has a finite distance")));
-                if raising {
-                    break;
+            let bar = best.as_ref().map_or(normal.distance, |(train, _)| *train);
+            match trial {
+                Some(trial) if train < bar => {
+                    best = Some((train, trial));
+                    self.damping = damping;
+                    damping /= 5.0;
+                    if rising {
+                        break;
+                    }
                 }
-                damping *= knob("DOWN", 0.2);
-            } else if best.is_some() {
-                break;
-            } else {
-                raising = true;
-                damping *= knob("UP", 5.0);
+                _ if best.is_some() => break,
+                _ => {
+                    rising = true;
+                    damping *= 5.0;
+                }
             }
         }
-        match best {
-            None => self.done = true,
-            Some((train, damping, schedule)) => {
-                self.done = train > before * (1.0 - knob("TOL", 1e-3));
-                self.damping = damping;
-                self.train = train;
-                self.schedule = schedule;
-            }
+        if let Some((train, schedule)) = best {
+            self.done = train > normal.distance * (1.0 - WORTH_A_STEP);
+            self.train = train;
+            self.schedule = schedule;
         }
         Ok(())
     }
 }
 
-pub fn knob(name: &str, default: f64) -> f64 {
-    std::env::var(format!("LMSD_{name}")).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-
-/// The step of (matrix + damping diag(scale)) step = -gradient.
-fn solve(
-    matrix: &DMatrix<f64>,
-    scale: &DMatrix<f64>,
-    damping: f64,
-    gradient: &DVector<f64>,
-) -> Option<DVector<f64>> {
-    let mut damped = matrix.clone();
-    let floor = knob("FLOOR", 0.01) * scale.diagonal().mean();
-    for i in 0..damped.nrows() {
-        damped[(i, i)] += damping * scale[(i, i)].max(floor);
+/// The step of (J^T J + damping D) step = -gradient, D the diagonal of J^T J with a floor.
+fn solve(normal: &Normal, damping: f64) -> Option<DVector<f64>> {
+    let diagonal = normal.jtj.diagonal();
+    let floor = DAMPING_FLOOR * diagonal.mean();
+    let mut damped = normal.jtj.clone();
+    for (i, d) in diagonal.iter().enumerate() {
+        damped[(i, i)] += damping * d.max(floor);
     }
-    Cholesky::new(damped).map(|c| c.solve(&-gradient))
+    Cholesky::new(damped).map(|c| c.solve(&-&normal.gradient))
 }

@@ -39,7 +39,7 @@ pub enum Unknown {
 
 impl Unknown {
     /// The first node whose model call it changes.
-    fn first_call(self) -> usize {
+    pub fn first_call(self) -> usize {
         match self {
             Self::Sigma(n) | Self::ModelSigma(n) => n,
             Self::Weight(n, _) => n + 1,
@@ -53,8 +53,6 @@ pub struct Normal {
     pub distance: f64,
     /// mean over trajectories of J^T J / distance.
     pub jtj: DMatrix<f64>,
-    /// mean over trajectories of (J^T r)(J^T r)^T / distance^3: what of jtj moves only the length.
-    pub radial: DMatrix<f64>,
     /// Gradient of the mean distance: mean of J^T r / distance.
     pub gradient: DVector<f64>,
 }
@@ -160,7 +158,7 @@ impl<'a, B: Tensors> Bench<'a, B> {
     /// Mean Euclidean distance to the teacher's end points of each schedule; infinite where a
     /// schedule diverges.
     pub fn distances(&mut self, set: Set, schedules: &[&Schedule]) -> Result<Vec<f64>> {
-        self.recorded("distances", |bench| {
+        let values = self.recorded("distances", |bench| {
             let mut sums = vec![0.0; schedules.len()];
             for index in bench.batches(set) {
                 let x_t = bench.prepare(index)?;
@@ -172,23 +170,27 @@ impl<'a, B: Tensors> Bench<'a, B> {
                 }
             }
             let count = (bench.batch_count(set) * bench.batch as u64) as f64;
+            // JSON has no infinity.
             Ok(sums.iter().map(|s| if s.is_finite() { s / count } else { f64::MAX }).collect())
-        })
-        .map(|values| values.into_iter().map(|v| if v == f64::MAX { f64::INFINITY } else { v }).collect())
+        })?;
+        if values.len() != schedules.len() {
+            return Err(damaged());
+        }
+        Ok(values.into_iter().map(|v| if v == f64::MAX { f64::INFINITY } else { v }).collect())
     }
 
     /// Normal equations on the training set, by forward differences: `changed(unknown)` is the
     /// schedule with that unknown moved, and by how much. Only nodes that a change reaches are
-    /// called again.
+    /// called again. None where a difference is not finite.
     pub fn normal(
         &mut self,
         schedule: &Schedule,
         unknowns: &[Unknown],
         changed: &dyn Fn(Unknown) -> Result<(Schedule, f64)>,
-    ) -> Result<Normal> {
+    ) -> Result<Option<Normal>> {
         let k = unknowns.len();
         let values = self.recorded("normal", |bench| {
-            let mut sums = vec![0.0; 1 + k + 2 * k * k];
+            let mut sums = vec![0.0; 1 + k + k * k];
             for index in bench.batches(Set::Train) {
                 let columns = bench.columns(index, schedule, unknowns, changed)?;
                 let gram = bench.tensors.gram(&columns.iter().collect::<Vec<_>>())?;
@@ -198,18 +200,19 @@ impl<'a, B: Tensors> Bench<'a, B> {
             }
             let count = (bench.batch_count(Set::Train) * bench.batch as u64) as f64;
             sums.iter_mut().for_each(|v| *v /= count);
-            if sums.iter().any(|v| !v.is_finite()) {
-                return Err(Error::new(Status::NonFinite, "a difference of the model's output is not finite"));
-            }
-            Ok(sums)
+            Ok(if sums.iter().all(|v| v.is_finite()) { sums } else { Vec::new() })
         })?;
-        let matrix = |at: usize| DMatrix::from_row_slice(k, k, &values[at..at + k * k]);
-        Ok(Normal {
+        if values.is_empty() {
+            return Ok(None);
+        }
+        if values.len() != 1 + k + k * k {
+            return Err(damaged());
+        }
+        Ok(Some(Normal {
             distance: values[0],
             gradient: DVector::from_row_slice(&values[1..1 + k]),
-            jtj: matrix(1 + k),
-            radial: matrix(1 + k + k * k),
-        })
+            jtj: DMatrix::from_row_slice(k, k, &values[1 + k..]),
+        }))
     }
 
     /// The columns of the Jacobian of the end point, then the residual.
@@ -321,7 +324,10 @@ impl<'a, B: Tensors> Bench<'a, B> {
 
     fn stop(&mut self, why: &'static str) -> Result<()> {
         self.stopped = Some(why);
-        Err(Error::new(Status::Stopped, format!("the distillation was ended ({why}) before its first result")))
+        Err(Error::new(
+            Status::Stopped,
+            format!("the distillation was ended ({why}) before its first result"),
+        ))
     }
 
     /// A measurement: read back from the checkpoint where it is there, else made and written down.
@@ -348,6 +354,10 @@ impl<'a, B: Tensors> Bench<'a, B> {
     }
 }
 
+fn damaged() -> Error {
+    Error::new(Status::Mismatch, "a line of the checkpoint does not fit this run; remove the checkpoint")
+}
+
 fn copy<B: Tensors>(tensors: &B, of: &B::Tensor) -> Result<B::Tensor> {
     let mut out = tensors.alloc(of)?;
     tensors.lincomb(&mut out, &[(1.0, of)])?;
@@ -365,7 +375,6 @@ fn add_normal(sums: &mut [f64], gram: &[f64], k: usize) {
         sums[1 + i] += weight * at(i, k);
         for j in 0..k {
             sums[1 + k + i * k + j] += weight * at(i, j);
-            sums[1 + k + k * k + i * k + j] += weight.powi(3) * at(i, k) * at(j, k);
         }
     }
 }

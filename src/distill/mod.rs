@@ -56,8 +56,8 @@ pub struct Config {
     pub trajectories: usize,
     /// Held-out trajectories that decide what is kept; rounded up to whole batches.
     pub held_out: usize,
-    /// The teacher: a handcrafted solver on a fine grid.
-    pub teacher: String,
+    /// The teacher: a handcrafted solver on a fine grid. Default: unipc_bh2_3; lms_4 for flow.
+    pub teacher: Option<String>,
     /// Its number of model calls.
     pub teacher_nfe: usize,
     /// Its grid. Default: Karras rho 7; for flow uniform in t.
@@ -101,7 +101,7 @@ impl Default for Config {
             sigma_end: 0.0,
             trajectories: 64,
             held_out: 64,
-            teacher: "dpmpp_3m".into(),
+            teacher: None,
             teacher_nfe: 100,
             teacher_grid: None,
             sums: Sums::Free,
@@ -126,6 +126,12 @@ impl Config {
             .map_err(|e| Error::argument(format!("these are not options of a distillation: {e}")))?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// The solver that the teacher is.
+    pub fn teacher(&self) -> &str {
+        let default = if self.process == Process::Ve { "unipc_bh2_3" } else { "lms_4" };
+        self.teacher.as_deref().unwrap_or(default)
     }
 
     /// The smallest NFE wanted.
@@ -169,7 +175,7 @@ impl Config {
         if !(self.fit_sigmas || self.fit_scales || self.fit_weights) {
             return bad("fit_sigmas, fit_scales and fit_weights are all false; one must be true".into());
         }
-        if self.max_seconds.is_some_and(|s| !(s > 0.0)) {
+        if self.max_seconds.is_some_and(|s| s.is_nan() || s <= 0.0) {
             return bad("max_seconds must be above 0".into());
         }
         Ok(())
@@ -236,7 +242,7 @@ pub struct Fitted {
     /// After each accepted step: batch calls so far, training distance, held-out distance.
     pub trace: Vec<(u64, f64, f64)>,
     #[serde(skip)]
-    pub schedule: Option<Schedule>,
+    pub schedule: Schedule,
 }
 
 /// What a distillation leaves: one schedule for each NFE, smallest first, and how it went.
@@ -260,7 +266,7 @@ pub struct Distilled {
 
 impl Distilled {
     pub fn schedules(&self) -> impl Iterator<Item = &Schedule> {
-        self.family.iter().filter_map(|f| f.schedule.as_ref())
+        self.family.iter().map(|fitted| &fitted.schedule)
     }
 
     /// The report as JSON; the schedules are not in it.
