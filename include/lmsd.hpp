@@ -47,8 +47,12 @@ template <class T> struct Span {
 
 /// DLPack's name of an element type. Specialise it for a half type of your own.
 template <class T> struct Dtype;
-template <> struct Dtype<float> { static constexpr lmsd_dtype value{LMSD_DTYPE_FLOAT, 32, 1}; };
-template <> struct Dtype<double> { static constexpr lmsd_dtype value{LMSD_DTYPE_FLOAT, 64, 1}; };
+template <> struct Dtype<float> {
+    static constexpr lmsd_dtype value{LMSD_DTYPE_FLOAT, 32, 1};
+};
+template <> struct Dtype<double> {
+    static constexpr lmsd_dtype value{LMSD_DTYPE_FLOAT, 64, 1};
+};
 
 namespace detail {
 
@@ -141,7 +145,8 @@ public:
         return make([&](lmsd_schedule **out) { return lmsd_schedule_solve(options.c_str(), out); });
     }
     static Schedule from_json(std::string_view json) {
-        return make([&](lmsd_schedule **out) { return lmsd_schedule_from_json(json.data(), json.size(), out); });
+        return make(
+            [&](lmsd_schedule **out) { return lmsd_schedule_from_json(json.data(), json.size(), out); });
     }
     static Schedule load(const std::string &path) {
         return make([&](lmsd_schedule **out) { return lmsd_schedule_load(path.c_str(), out); });
@@ -200,7 +205,11 @@ void sample(const Schedule &schedule, const T *x_t, const Shape &shape, T *out, 
     if constexpr (!std::is_null_pointer_v<std::decay_t<Observe>>) {
         see = [](void *user_data, const lmsd_step *s) -> int {
             auto &run = *static_cast<Run *>(user_data);
-            Step<T> step{s->index,       s->nfe, s->sigma, s->model_sigma, detail::span<const T>(s->x),
+            Step<T> step{s->index,
+                         s->nfe,
+                         s->sigma,
+                         s->model_sigma,
+                         detail::span<const T>(s->x),
                          detail::span<const T>(s->denoised)};
             return run.run([&] { return run.observe(step), 0; });
         };

@@ -13,7 +13,7 @@ use std::ptr;
 use crate::distill::{self, Config, Distilled, Problem, Progress};
 use crate::error::{Error, Result, Status};
 use crate::sample::{Sampler, Step};
-use crate::schedule::{MadeFor, Process, Schedule};
+use crate::schedule::{self, MadeFor, Named, Process, Schedule};
 use crate::solver;
 use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors};
 
@@ -26,7 +26,8 @@ thread_local! {
 
 fn remember(message: &str) {
     let text = CString::new(message.replace('\0', "?")).unwrap_or_default();
-    LAST_ERROR.with(|slot| *slot.borrow_mut() = text);
+    // A thread that is ending may have no such text any more.
+    let _ = LAST_ERROR.try_with(|slot| *slot.borrow_mut() = text);
 }
 
 /// Runs the body of an export: an error becomes its code and the thread's last error; a panic too.
@@ -104,7 +105,7 @@ pub extern "C" fn lmsd_version() -> *const c_char {
 /// this library on this thread that fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn lmsd_last_error() -> *const c_char {
-    guard_or(ptr::null(), || LAST_ERROR.with(|slot| slot.borrow().as_ptr()))
+    guard_or(ptr::null(), || LAST_ERROR.try_with(|slot| slot.borrow().as_ptr()).unwrap_or(c"".as_ptr()))
 }
 
 /// Frees a text that a call of this library wrote into a `char **`. NULL is fine.
@@ -165,7 +166,7 @@ unsafe fn give_schedule(out: *mut *mut LmsdSchedule, make: impl FnOnce() -> Resu
 pub unsafe extern "C" fn lmsd_schedule_solve(options: *const c_char, out: *mut *mut LmsdSchedule) -> Status {
     unsafe {
         give_schedule(out, || {
-            let spec = serde_json::from_str(text(options, "options")?)
+            let Named(spec) = serde_json::from_str(text(options, "options")?)
                 .map_err(|e| Error::argument(format!("these are not options of a solver: {e}")))?;
             solver::solve(&spec)
         })
@@ -188,6 +189,7 @@ pub unsafe extern "C" fn lmsd_schedule_from_json(
             if json.is_null() {
                 return Err(null("json"));
             }
+            schedule::check_length(length as u64)?; // before a byte of it is believed to be there
             let bytes = std::slice::from_raw_parts(json.cast::<u8>(), length);
             let text = std::str::from_utf8(bytes)
                 .map_err(|e| Error::schedule(format!("this is not UTF-8 text: {e}")))?;
@@ -228,7 +230,8 @@ pub unsafe extern "C" fn lmsd_schedule_to_json(
 ) -> Status {
     guard(|| {
         let schedule = unsafe { given(schedule, "schedule") }?;
-        *unsafe { output(out, "out") }? = give_text(schedule.0.to_json())?;
+        let out = unsafe { output(out, "out") }?;
+        *out = give_text(schedule.0.to_json())?;
         Ok(())
     })
 }
@@ -295,17 +298,18 @@ pub unsafe extern "C" fn lmsd_schedule_node(
 /// `schedule` is valid, `host` a NUL-terminated string.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lmsd_schedule_check(schedule: *const LmsdSchedule, host: *const c_char) -> Status {
-    #[derive(serde::Deserialize)]
-    struct Host {
-        process: Option<Process>,
-        #[serde(flatten)]
-        made_for: MadeFor,
-    }
     guard(|| {
         let schedule = &unsafe { given(schedule, "schedule") }?.0;
-        let host: Host = serde_json::from_str(unsafe { text(host, "host") }?)
-            .map_err(|e| Error::argument(format!("host is not a description of a model: {e}")))?;
-        schedule.check_made_for(host.process.unwrap_or(schedule.process()), &host.made_for)
+        let text = unsafe { text(host, "host") }?;
+        let bad = |e| Error::argument(format!("host is not a description of a model: {e}"));
+        // Not by serde's flatten, which lets unknown fields through.
+        let mut host: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).map_err(bad)?;
+        let process: Option<Process> = match host.remove("process") {
+            Some(process) => serde_json::from_value(process).map_err(bad)?,
+            None => None,
+        };
+        let made_for: MadeFor = serde_json::from_value(host.into()).map_err(bad)?;
+        schedule.check_made_for(process.unwrap_or(schedule.process()), &made_for)
     })
 }
 
@@ -509,6 +513,9 @@ impl Tensors for Backend {
                 let alloc = host.alloc.expect("checked by Backend::new");
                 // SAFETY: the host's promise.
                 host_said(unsafe { alloc(host.user_data, like.pointer(), &mut tensor) }, "alloc")?;
+                if tensor.is_null() {
+                    return Err(Error::argument("alloc of the host returned 0 but wrote no tensor"));
+                }
                 Ok(Handle::Host { tensor, owner: Some(*host) })
             }
         }
@@ -545,7 +552,11 @@ impl Tensors for Backend {
                 let (batch, gram) = (host.batch.expect("checked"), host.gram.expect("checked"));
                 // SAFETY: the host's promise.
                 let trajectories = unsafe { batch(host.user_data, first.pointer()) };
-                let mut out = vec![f64::NAN; trajectories * columns.len() * columns.len()];
+                let size = trajectories.saturating_mul(columns.len() * columns.len());
+                if size == 0 || size > 1 << 30 {
+                    return Err(Error::argument(format!("batch of the host returned {trajectories}")));
+                }
+                let mut out = vec![f64::NAN; size];
                 let tensors = pointers(columns.iter().copied());
                 // SAFETY: the host's promise; `out` has room for every trajectory's matrix.
                 let code = unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
@@ -1025,7 +1036,8 @@ pub unsafe extern "C" fn lmsd_distilled_report(
 ) -> Status {
     guard(|| {
         let distilled = unsafe { given(distilled, "distilled") }?;
-        *unsafe { output(out, "out") }? = give_text(distilled.0.to_json())?;
+        let out = unsafe { output(out, "out") }?;
+        *out = give_text(distilled.0.to_json())?;
         Ok(())
     })
 }

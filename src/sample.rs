@@ -126,9 +126,9 @@ impl<'a, B: Tensors> Sampler<'a, B> {
     /// Advances to the next node with the model's prediction at this one.
     pub fn step(&mut self, denoised: B::Tensor) -> Result<()> {
         self.check_open()?;
-        self.history.push(Some(denoised));
         let next = self.buffer()?;
-        let next = self.update(&self.x, next)?;
+        self.history.push(Some(denoised));
+        let next = self.update(&self.x, next).inspect_err(|_| drop(self.history.pop()))?;
         self.spare.push(std::mem::replace(&mut self.x, next));
         self.index += 1;
         self.give_up();

@@ -14,10 +14,13 @@
 //! The form is the design space of DLMS (OpenReview vkOFOUDLTn): prediction coefficients
 //! (`weights`), time steps (`sigma`) and time scaling factors (`scale`).
 
-use std::fs;
 use std::io::{Read, Write};
+use std::marker::PhantomData;
 use std::path::Path;
+use std::{fmt, fs};
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, Status};
@@ -174,11 +177,30 @@ struct File {
     nfe: usize,
     sigma_start: f64,
     sigma_end: f64,
-    nodes: Vec<Node>,
+    nodes: Vec<Named<Node>>,
     #[serde(default)]
-    made_for: Option<MadeFor>,
+    made_for: Option<Named<MadeFor>>,
     #[serde(default)]
-    made_by: Option<MadeBy>,
+    made_by: Option<Named<MadeBy>>,
+}
+
+/// A struct read from an object only: serde alone would take an array of its values, too.
+pub(crate) struct Named<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Named<T>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object, {...}")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Named<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Named)
+            }
+        }
+        input.deserialize_map(Fields(PhantomData))
+    }
 }
 
 impl Schedule {
@@ -306,10 +328,8 @@ impl Schedule {
 
     /// Reads a schedule from the text of its file. Refuses unknown fields and anything out of range.
     pub fn from_json(text: &str) -> Result<Self> {
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(too_large(text.len() as u64));
-        }
-        let file: File = serde_json::from_str(text).map_err(|e| {
+        check_length(text.len() as u64)?;
+        let Named(file): Named<File> = serde_json::from_str(text).map_err(|e| {
             let detail = e.to_string().chars().take(400).collect::<String>();
             Error::schedule(format!("this is not a schedule of format {FORMAT}: {detail}"))
         })?;
@@ -326,10 +346,11 @@ impl Schedule {
                 file.nodes.len()
             )));
         }
-        let mut schedule = Self::new(file.process, file.sigma_start, file.sigma_end, file.nodes)?;
+        let nodes = file.nodes.into_iter().map(|n| n.0).collect();
+        let mut schedule = Self::new(file.process, file.sigma_start, file.sigma_end, nodes)?;
         schedule.name = file.name;
-        schedule.made_for = file.made_for;
-        schedule.made_by = file.made_by;
+        schedule.made_for = file.made_for.map(|m| m.0);
+        schedule.made_by = file.made_by.map(|m| m.0);
         Ok(schedule)
     }
 
@@ -368,9 +389,7 @@ impl Schedule {
         if !about.is_file() {
             return Err(Error::new(Status::Io, format!("{} is not a regular file", path.display())));
         }
-        if about.len() > MAX_FILE_BYTES {
-            return Err(too_large(about.len()).in_file(path));
-        }
+        check_length(about.len()).map_err(|e| e.in_file(path))?;
         let mut bytes = Vec::new();
         fs::File::open(path).map_err(io)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
         let text = std::str::from_utf8(&bytes)
@@ -439,8 +458,12 @@ pub fn advance(sigma: f64, next: f64) -> (f64, f64) {
     (next / sigma, if g == 0.0 { 1.0 } else { g })
 }
 
-fn too_large(bytes: u64) -> Error {
-    Error::schedule(format!("the file has {bytes} bytes; a schedule has {MAX_FILE_BYTES} at most"))
+/// Refuses a text that is too long to be a schedule.
+pub(crate) fn check_length(bytes: u64) -> Result<()> {
+    if bytes <= MAX_FILE_BYTES {
+        return Ok(());
+    }
+    Err(Error::schedule(format!("the file has {bytes} bytes; a schedule has {MAX_FILE_BYTES} at most")))
 }
 
 /// Writes a file whole or not at all.

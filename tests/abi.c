@@ -287,9 +287,11 @@ static void test_schedule(const char *path) {
     REFUSED(lmsd_schedule_solve("{\"sigma_max\": -3}", &none), INVALID_ARGUMENT, "sigma_max is -3");
     REFUSED(lmsd_schedule_solve("{\"sigma_end\": 90}", &none), INVALID_ARGUMENT, "sigma_end is 90");
     REFUSED(lmsd_schedule_solve("{\"sigma_start\": 1}", &none), INVALID_ARGUMENT, "sigma_start is 1");
-    REFUSED(lmsd_schedule_solve("{\"solver\": \"heun\", \"nfe\": 4}", &none), INVALID_ARGUMENT, "3 and 5");
+    REFUSED(lmsd_schedule_solve("{\"solver\": \"heun\", \"nfe\": 4}", &none), INVALID_ARGUMENT,
+            "nfe cannot be 4");
     REFUSED(lmsd_schedule_solve("{\"process\": \"vp\"}", &none), INVALID_ARGUMENT, "vp");
-    REFUSED(lmsd_schedule_solve("{\"grid\": {\"kind\": \"karras\", \"rho\": -1}}", &none), INVALID_ARGUMENT, "rho");
+    REFUSED(lmsd_schedule_solve("{\"grid\": {\"kind\": \"karras\", \"rho\": -1}}", &none), INVALID_ARGUMENT,
+            "rho");
     REFUSED(lmsd_schedule_solve("{\"grid\": {\"kind\": \"spiral\"}}", &none), INVALID_ARGUMENT, "spiral");
     REFUSED(lmsd_schedule_solve("{\"nfe\": 2, \"grid\": {\"kind\": \"list\", \"sigmas\": [1, 2, 0]}}", &none),
             INVALID_ARGUMENT, "must decrease");
@@ -361,15 +363,16 @@ static void write_file(const char *path, const char *bytes, size_t length) {
 /* The same text is refused as a file and as a text, with the same words. */
 static void refused_text(const char *path, const char *text, size_t length, const char *says, int line) {
     lmsd_schedule *s = NULL;
-    check_status(lmsd_schedule_from_json(text, length, &s), LMSD_STATUS_INVALID_SCHEDULE, says, "from_json", line);
+    check_status(lmsd_schedule_from_json(text, length, &s), LMSD_STATUS_INVALID_SCHEDULE, says, "from_json",
+                 line);
     write_file(path, text, length);
     check_status(lmsd_schedule_load(path, &s), LMSD_STATUS_INVALID_SCHEDULE, says, "load", line);
     check(strstr(lmsd_last_error(), path) != NULL && s == NULL, "the path is named", line);
 }
 
-#define SCHEDULE(process, start, end, nodes)                                                         \
-    "{\"format\": 1, \"process\": \"" process "\", \"nfe\": 2, \"sigma_start\": " start ", \"sigma_end\": " end \
-    ", \"nodes\": [" nodes "]}"
+#define SCHEDULE(process, start, end, nodes)                                            \
+    "{\"format\": 1, \"process\": \"" process "\", \"nfe\": 2, \"sigma_start\": " start \
+    ", \"sigma_end\": " end ", \"nodes\": [" nodes "]}"
 #define VE(nodes) SCHEDULE("ve", "80", "0", nodes)
 #define NODE(sigma, weights) "{\"sigma\": " sigma ", \"weights\": [" weights "]}"
 
@@ -380,12 +383,13 @@ static const struct {
     {"", "EOF", __LINE__},
     {"null", "format 1", __LINE__},
     {"[1, 2]", "format 1", __LINE__},
-    {"[1, null, \"ve\", 1, 80, 0, [[80, 1, [1]]], null, null]", NULL, __LINE__}, /* values without their names */
+    {"[1, null, \"ve\", 1, 80, 0, [[80, 1, [1]]], null, null]", NULL, __LINE__}, /* no names */
     {VE("[80, 1, [1]], [1, 1, [1]]"), NULL, __LINE__},
     {"\xff\xfe", "UTF-8", __LINE__},
     {VE(NODE("80", "1") "," NODE("1", "1")) "x", "trailing", __LINE__},
-    {"{\"format\": 2, \"process\": \"ve\", \"nfe\": 1, \"sigma_start\": 80, \"sigma_end\": 0, \"nodes\": ["
-     NODE("80", "1") "]}", "format 2", __LINE__},
+    {"{\"format\": 2, \"process\": \"ve\", \"nfe\": 1, \"sigma_start\": 80, \"sigma_end\": 0, \"nodes\": [" NODE(
+         "80", "1") "]}",
+     "format 2", __LINE__},
     {"{\"process\": \"ve\"}", "format", __LINE__},
     {"{\"format\": \"1\"}", "string", __LINE__},
     {"{\"format\": 1, \"format\": 1}", "duplicate", __LINE__},
@@ -405,7 +409,8 @@ static const struct {
     {VE(NODE("80", "1, 0") "," NODE("1", "1")), "node 0 has 2 weights", __LINE__},
     {VE(NODE("80", "1") "," NODE("1", "1e10")), "weight 0 of node 1", __LINE__},
     {VE("{\"sigma\": 80, \"scale\": 0, \"weights\": [1]}," NODE("1", "1")), "scale of node 0 is 0", __LINE__},
-    {VE("{\"sigma\": 80, \"scale\": -1, \"weights\": [1]}," NODE("1", "1")), "scale of node 0 is -1", __LINE__},
+    {VE("{\"sigma\": 80, \"scale\": -1, \"weights\": [1]}," NODE("1", "1")), "scale of node 0 is -1",
+     __LINE__},
     {SCHEDULE("ve", "0", "0", NODE("80", "1") "," NODE("1", "1")), "sigma_start is 0", __LINE__},
     {SCHEDULE("ve", "-80", "0", NODE("80", "1") "," NODE("1", "1")), "sigma_start is -80", __LINE__},
     {SCHEDULE("ve", "1e7", "0", NODE("80", "1") "," NODE("1", "1")), "sigma_start is 1", __LINE__},
@@ -420,8 +425,10 @@ static const struct {
 static char *many_nodes(size_t count) {
     const char *node = "{\"sigma\": 1, \"weights\": [1]}";
     char *text = malloc(200 + count * (strlen(node) + 1));
-    char *end = text + sprintf(text, "{\"format\": 1, \"process\": \"ve\", \"nfe\": %zu, \"sigma_start\": 80,"
-                                     " \"sigma_end\": 0, \"nodes\": [", count);
+    char *end = text + sprintf(text,
+                               "{\"format\": 1, \"process\": \"ve\", \"nfe\": %zu, \"sigma_start\": 80,"
+                               " \"sigma_end\": 0, \"nodes\": [",
+                               count);
     for (size_t i = 0; i < count; i++) end += sprintf(end, i == 0 ? "%s" : ",%s", node);
     strcpy(end, "]}");
     return text;
@@ -555,10 +562,10 @@ static void test_tensors(void) {
     lmsd_tensor bad;
     const int64_t gaps[] = {6, 2}, rows[] = {3, 1}, empty[] = {4, 0}, below[] = {-4, 3};
     const int64_t huge[] = {INT64_MAX, 2}, wide[] = {INT64_C(1) << 61, 8}, other[] = {3, 4};
-#define BAD_TENSOR(change, says)                              \
-    bad = ta, change;                                         \
-    REFUSED(copy(&bad, &to), INVALID_TENSOR, says);           \
-    bad = to, change;                                         \
+#define BAD_TENSOR(change, says)                    \
+    bad = ta, change;                               \
+    REFUSED(copy(&bad, &to), INVALID_TENSOR, says); \
+    bad = to, change;                               \
     REFUSED(copy(&ta, &bad), INVALID_TENSOR, says)
     BAD_TENSOR(bad.device.device_type = 2, "type 2");
     BAD_TENSOR(bad.dtype.code = 0, "code 0");
@@ -646,7 +653,7 @@ static const struct {
     int code, bits;
     double tolerance;
 } DTYPES[] = {
-    {LMSD_DTYPE_FLOAT, 64, 1e-13},
+    {LMSD_DTYPE_FLOAT, 64, 1e-12},
     {LMSD_DTYPE_FLOAT, 32, 5e-5},
     {LMSD_DTYPE_FLOAT, 16, 0.05},
     {LMSD_DTYPE_BFLOAT, 16, 0.3},
@@ -877,9 +884,25 @@ static int host_model(void *user_data, const void *x, double sigma, void *denois
     return 0;
 }
 
-static int fails_at_0(void *user_data, void *out, size_t count, const double *factors, const void *const *terms) {
+static int fails_at_0(void *user_data, void *out, size_t count, const double *factors,
+                      const void *const *terms) {
     (void)user_data, (void)out, (void)count, (void)factors, (void)terms;
     return 1;
+}
+
+static int alloc_nothing(void *user_data, const void *like, void **out) {
+    (void)user_data, (void)like, (void)out;
+    return 0;
+}
+
+static size_t batch_of_none(void *user_data, const void *tensor) {
+    (void)user_data, (void)tensor;
+    return 0;
+}
+
+static size_t batch_of_all(void *user_data, const void *tensor) {
+    (void)user_data, (void)tensor;
+    return SIZE_MAX / 8;
 }
 
 static void test_host(void) {
@@ -956,7 +979,11 @@ static void test_host(void) {
     BAD_HOST(bad.lincomb = NULL, "host->lincomb is NULL");
     BAD_HOST(bad.gram = NULL, "host->gram is NULL");
     BAD_HOST(bad.batch = NULL, "host->batch is NULL");
+    BAD_HOST(bad.alloc = alloc_nothing, "alloc of the host");
     CHECK(f.run.calls == 0);
+    BAD_HOST(bad.batch = batch_of_none, "batch of the host returned 0");
+    BAD_HOST(bad.batch = batch_of_all, "batch of the host returned");
+    CHECK(f.live == 0);
 
     matrix_free(x), matrix_free(out), matrix_free(work);
     lmsd_schedule_free(s);
@@ -1022,7 +1049,7 @@ static lmsd_problem problem_of(struct work *w, const void *like) {
     return p;
 }
 
-#define DISTIL                                                                                       \
+#define DISTIL                                                                                            \
     "\"trajectories\": 32, \"held_out\": 32, \"teacher_nfe\": 24, \"iterations\": 6, \"sigma_max\": 10, " \
     "\"sigma_min\": 0.05, \"sigma_end\": 0.05"
 
@@ -1055,16 +1082,20 @@ static void test_distill(const char *folder) {
     CHECK(w.last.distance > 0 && w.last.distance <= w.last.handcrafted && isfinite(w.last.handcrafted));
     CHECK(lmsd_distilled_count(made) == 1);
     OK(lmsd_distilled_schedule(made, 0, &s));
-    CHECK(lmsd_schedule_nfe(s) == 3 && lmsd_schedule_sigma_start(s) == 10 && lmsd_schedule_sigma_end(s) == 0.05);
+    CHECK(lmsd_schedule_nfe(s) == 3 && lmsd_schedule_sigma_start(s) == 10 &&
+          lmsd_schedule_sigma_end(s) == 0.05);
     nodes_text(s, first, sizeof first);
     OK(lmsd_distilled_report(made, &report));
-    CHECK(strstr(report, "\"improved\": true") && strstr(report, "\"model_calls\"") && strstr(report, "\"trace\""));
+    CHECK(strstr(report, "\"improved\": true") && strstr(report, "\"model_calls\"") &&
+          strstr(report, "\"trace\""));
     lmsd_string_free(report);
     size_t all_calls = w.calls;
 
     /* It beats the handcrafted solvers on trajectories that it never saw. */
-    lmsd_schedule *euler = solve("{\"solver\": \"euler\", \"nfe\": 3, \"sigma_max\": 10, \"sigma_end\": 0.05}");
-    lmsd_schedule *two_m = solve("{\"solver\": \"dpmpp_2m\", \"nfe\": 3, \"sigma_max\": 10, \"sigma_end\": 0.05}");
+    lmsd_schedule *euler =
+        solve("{\"solver\": \"euler\", \"nfe\": 3, \"sigma_max\": 10, \"sigma_end\": 0.05}");
+    lmsd_schedule *two_m =
+        solve("{\"solver\": \"dpmpp_2m\", \"nfe\": 3, \"sigma_max\": 10, \"sigma_end\": 0.05}");
     const lmsd_schedule *compared[] = {s, euler, two_m};
     double distances[3] = {-1, -1, -1};
     w = work_of(false);
@@ -1083,14 +1114,16 @@ static void test_distill(const char *folder) {
     CHECK(w.framework.live == 0 && w.framework.made > 0);
     lmsd_distilled *hosted = NULL;
     OK(lmsd_distill("{\"nfe\": 3, " DISTIL "}", &host, &problem, &hosted));
-    CHECK(w.framework.live == 0 && lmsd_distilled_count(hosted) == 1 && w.last.distance <= w.last.handcrafted);
+    CHECK(w.framework.live == 0 && lmsd_distilled_count(hosted) == 1 &&
+          w.last.distance <= w.last.handcrafted);
     lmsd_distilled_free(hosted);
     /* Wherever an operation fails, everything is released. */
     size_t operations = w.framework.operations;
     for (size_t at = 0; at < operations; at += at < 20 ? 1 : operations / 23) {
         w = work_of(true), w.framework.fail_at = at;
         hosted = NULL;
-        REFUSED(lmsd_distill("{\"nfe\": 3, " DISTIL "}", &host, &problem, &hosted), STOPPED, "of the host returned 5");
+        REFUSED(lmsd_distill("{\"nfe\": 3, " DISTIL "}", &host, &problem, &hosted), STOPPED,
+                "of the host returned 5");
         CHECK(w.framework.live == 0 && hosted == NULL);
     }
     matrix_free(like_matrix);
@@ -1111,12 +1144,15 @@ static void test_distill(const char *folder) {
     REFUSED(lmsd_distill("{", NULL, &problem, &none), INVALID_ARGUMENT, "EOF");
     REFUSED(lmsd_distill("{\"nef\": 3}", NULL, &problem, &none), INVALID_ARGUMENT, "nef");
     REFUSED(lmsd_distill("{\"nfe\": 0}", NULL, &problem, &none), INVALID_ARGUMENT, "nfe is 0");
-    REFUSED(lmsd_distill("{\"nfe\": 3, \"nfe_from\": 4}", NULL, &problem, &none), INVALID_ARGUMENT, "nfe_from is 4");
+    REFUSED(lmsd_distill("{\"nfe\": 3, \"nfe_from\": 4}", NULL, &problem, &none), INVALID_ARGUMENT,
+            "nfe_from is 4");
     REFUSED(lmsd_distill("{\"sigma_max\": 1e400}", NULL, &problem, &none), INVALID_ARGUMENT, "out of range");
     REFUSED(lmsd_distill("{\"sigma_min\": -1}", NULL, &problem, &none), INVALID_ARGUMENT, "sigma_min is -1");
     REFUSED(lmsd_distill("{\"held_out\": 0}", NULL, &problem, &none), INVALID_ARGUMENT, "held_out is 0");
-    REFUSED(lmsd_distill("{\"process\": \"flow\"}", NULL, &problem, &none), INVALID_ARGUMENT, "sigma_max is 80");
-    REFUSED(lmsd_distill("{\"teacher\": \"headmaster\"}", NULL, &problem, &none), INVALID_ARGUMENT, "headmaster");
+    REFUSED(lmsd_distill("{\"process\": \"flow\"}", NULL, &problem, &none), INVALID_ARGUMENT,
+            "sigma_max is 80");
+    REFUSED(lmsd_distill("{\"teacher\": \"headmaster\"}", NULL, &problem, &none), INVALID_ARGUMENT,
+            "headmaster");
 #define BAD_PROBLEM(change, status, says)                             \
     problem = problem_of(&w, &like), change;                          \
     REFUSED(lmsd_distill(good, NULL, &problem, &none), status, says); \
@@ -1176,7 +1212,8 @@ static void test_distill(const char *folder) {
 
     /* Killed at two places and resumed from its checkpoint: the same schedule, in no more calls. */
     char options[1000];
-    snprintf(options, sizeof options, "{\"nfe\": 3, " DISTIL ", \"seeds\": \"a\", \"checkpoint\": \"%s/distil\"}", folder);
+    snprintf(options, sizeof options,
+             "{\"nfe\": 3, " DISTIL ", \"seeds\": \"a\", \"checkpoint\": \"%s/distil\"}", folder);
     size_t resumed_calls = 0;
     for (size_t leg = 1; leg <= 2; leg++) {
         w = work_of(false), w.stop_model_at = all_calls / 3;
@@ -1244,6 +1281,22 @@ static void *work_on_a_thread(void *argument) {
     return NULL;
 }
 
+/* A call that fails in the destructor of a thread's value, when the thread's last error may be gone. */
+static void fail_late(void *failures) {
+    lmsd_schedule *none = NULL;
+    *(int *)failures += lmsd_schedule_solve("{\"nfe\": 0}", &none) == LMSD_STATUS_INVALID_ARGUMENT;
+    *(int *)failures += lmsd_last_error() != NULL;
+}
+
+static pthread_key_t late;
+
+static void *end_with_a_failure(void *failures) {
+    lmsd_schedule *none = NULL;
+    *(int *)failures += lmsd_schedule_solve("{\"nfe\": 0}", &none) == LMSD_STATUS_INVALID_ARGUMENT;
+    pthread_setspecific(late, failures);
+    return NULL;
+}
+
 static void test_threads(void) {
     enum { THREADS = 4 };
     struct thread threads[THREADS] = {0};
@@ -1260,6 +1313,13 @@ static void test_threads(void) {
         CHECK(memcmp(threads[i].x, threads[0].x, sizeof threads[0].x) == 0);
     }
     CHECK(strstr(lmsd_last_error(), "nfe is 0") != NULL); /* this thread's own */
+
+    int failures = 0;
+    CHECK(pthread_key_create(&late, fail_late) == 0);
+    CHECK(pthread_create(&handles[0], NULL, end_with_a_failure, &failures) == 0);
+    CHECK(pthread_join(handles[0], NULL) == 0);
+    CHECK(failures == 3);
+    pthread_key_delete(late);
     lmsd_schedule_free(s);
 }
 

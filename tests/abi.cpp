@@ -30,9 +30,9 @@ template <class E, class Body, class Look> void throws(int line, const Body &bod
     }
 }
 
-#define REFUSED(code, says, ...)                                                                      \
-    throws<lmsd::Error>(                                                                              \
-        __LINE__, [&] { __VA_ARGS__; },                                                               \
+#define REFUSED(code, says, ...)        \
+    throws<lmsd::Error>(                \
+        __LINE__, [&] { __VA_ARGS__; }, \
         [&](const lmsd::Error &e) { return e.status == LMSD_STATUS_##code && std::strstr(e.what(), says); })
 
 // What the callables throw: a type of the test's own, not derived from std::exception.
@@ -43,7 +43,8 @@ struct Thrown {
 #define THROWS(number, ...) \
     throws<Thrown>(__LINE__, [&] { __VA_ARGS__; }, [&](const Thrown &t) { return t.where == (number); })
 
-static_assert(std::is_nothrow_move_constructible_v<lmsd::Schedule> && !std::is_copy_constructible_v<lmsd::Schedule>);
+static_assert(std::is_nothrow_move_constructible_v<lmsd::Schedule> &&
+              !std::is_copy_constructible_v<lmsd::Schedule>);
 static_assert(std::is_nothrow_move_constructible_v<lmsd::Sampler<float>>);
 
 // x0 is 1 or -1, evenly, with a standard deviation of 0.3: the exact prediction of x0.
@@ -170,7 +171,8 @@ void test_distill() {
     CHECK(made.schedules.size() == 2 && made.schedules[0].nfe() == 2 && made.schedules[1].nfe() == 3);
     CHECK(made.report.find("\"model_calls\"") != std::string::npos && told == calls);
 
-    auto euler = lmsd::Schedule::solve(R"({"solver": "euler", "nfe": 3, "sigma_max": 10, "sigma_end": 0.05})");
+    auto euler =
+        lmsd::Schedule::solve(R"({"solver": "euler", "nfe": 3, "sigma_max": 10, "sigma_end": 0.05})");
     auto distances = lmsd::compare(options, problem, {&made.schedules[1], &euler});
     CHECK(distances.size() == 2 && distances[0] > 0 && distances[0] < distances[1]);
     REFUSED(INVALID_ARGUMENT, "count is 0", lmsd::compare(options, problem, {}));
@@ -192,7 +194,8 @@ void test_distill() {
             if (n++ >= at) throw Thrown{static_cast<int>(n)};
             return true;
         };
-        THROWS(static_cast<int>(at + 1), lmsd::distill(options, bad)); // the first exception, where several are
+        THROWS(static_cast<int>(at + 1),
+               lmsd::distill(options, bad)); // the first exception, where several are
     }
     auto bad = problem;
     bad.begin = [](std::uint64_t, lmsd::Span<double>) { throw Thrown{2}; };
@@ -222,7 +225,8 @@ int main() {
 #else
 int main() {
     const char *base = std::getenv("TMPDIR");
-    std::string path = std::string(base ? base : "/tmp") + "/lmsd-abi-cpp-" + std::to_string(std::rand()) + ".json";
+    std::string path =
+        std::string(base ? base : "/tmp") + "/lmsd-abi-cpp-" + std::to_string(std::rand()) + ".json";
     test_schedule(path);
     std::remove(path.c_str());
     test_sample<float>();

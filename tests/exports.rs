@@ -49,7 +49,8 @@ fn exports_of_the_header() -> BTreeSet<String> {
     let header = read("include/lmsd.h");
     let code: String = header.split("/*").map(|part| part.split("*/").last().unwrap_or_default()).collect();
     let names = code.match_indices("lmsd_").map(|(at, _)| {
-        let end = code[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(code.len() - at);
+        let end =
+            code[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(code.len() - at);
         (&code[at..at + end], code[at + end..].starts_with('('))
     });
     names.filter(|(_, called)| *called).map(|(name, _)| name.to_string()).collect()
@@ -94,7 +95,9 @@ fn the_library_exports_the_header_and_nothing_else() {
     let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = object::File::parse(&*bytes).unwrap();
     let exported = file.exports().unwrap();
-    let exported: BTreeSet<_> =
-        exported.iter().map(|e| String::from_utf8_lossy(e.name()).trim_start_matches('_').to_string()).collect();
+    let exported: BTreeSet<_> = exported
+        .iter()
+        .map(|e| String::from_utf8_lossy(e.name()).trim_start_matches('_').to_string())
+        .collect();
     assert_eq!(exported, exports_of_the_header(), "the library on the left, include/lmsd.h on the right");
 }

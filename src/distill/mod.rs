@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::schedule::{MadeFor, Process, Schedule};
+use crate::schedule::{MadeFor, Named, Process, Schedule};
 use crate::solver::Grid;
 use crate::tensor::Tensors;
 
@@ -122,7 +122,7 @@ impl Default for Config {
 
 impl Config {
     pub fn from_json(text: &str) -> Result<Self> {
-        let config: Self = serde_json::from_str(text)
+        let Named(config): Named<Self> = serde_json::from_str(text)
             .map_err(|e| Error::argument(format!("these are not options of a distillation: {e}")))?;
         config.validate()?;
         Ok(config)

@@ -273,15 +273,12 @@ pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Vec<f64> {
         let mut strips = strips();
         sums.chunks_mut(k * k).enumerate().for_each(|item| piece(&mut strips, item));
     } else {
-        let at_least = THREADS_FROM_PRODUCTS.div_ceil(4 * products);
+        let at_least = THREADS_FROM_PRODUCTS.div_ceil(products);
         sums.par_chunks_mut(k * k).enumerate().with_min_len(at_least).for_each_init(strips, piece);
     }
 
-    let mut gram = vec![0.0; trajectories * k * k];
-    for (gram, sums) in gram.chunks_mut(k * k).zip(sums.chunks(pieces * k * k)) {
-        for piece in sums.chunks(k * k) {
-            gram.iter_mut().zip(piece).for_each(|(total, sum)| *total += sum);
-        }
+    let mut gram = if pieces == 1 { sums } else { add_pieces(&sums, pieces, k * k) };
+    for gram in gram.chunks_mut(k * k) {
         for i in 0..k {
             for j in 0..i {
                 gram[i * k + j] = gram[j * k + i];
@@ -289,6 +286,17 @@ pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Vec<f64> {
         }
     }
     gram
+}
+
+/// Adds up every `pieces` successive runs of `n` numbers, in order.
+fn add_pieces(sums: &[f64], pieces: usize, n: usize) -> Vec<f64> {
+    let mut totals = vec![0.0; sums.len() / pieces];
+    for (totals, sums) in totals.chunks_mut(n).zip(sums.chunks(pieces * n)) {
+        for piece in sums.chunks(n) {
+            totals.iter_mut().zip(piece).for_each(|(total, sum)| *total += sum);
+        }
+    }
+    totals
 }
 
 #[cfg(test)]

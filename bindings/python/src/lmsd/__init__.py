@@ -1,0 +1,29 @@
+"""Few-step sampling of diffusion and flow models by distilled linear multistep solvers.
+
+    schedule = lmsd.solve("dpmpp_2m", nfe=8)                    # a published solver, as data
+    x = lmsd.sample(schedule, x_T, model)                       # model(x, sigma) -> denoised
+    distilled = lmsd.distill(model, begin, like=x_T, nfe=5)     # fitted to this model, by forward calls only
+    x = lmsd.sample(distilled.schedules[5], x_T, model)
+
+numpy arrays and torch tensors on any device. `lmsd.plots` draws (needs matplotlib); `lmsd --help` is the
+command line.
+"""
+
+from ._abi import Error, ScheduleError, Status, lib
+from ._core import Distilled, ProgressBar, Sampler, Schedule, compare, distill, sample, solve, solvers
+
+__version__ = lib.lmsd_version().decode()
+__all__ = [
+    "Distilled",
+    "Error",
+    "ProgressBar",
+    "Sampler",
+    "Schedule",
+    "ScheduleError",
+    "Status",
+    "compare",
+    "distill",
+    "sample",
+    "solve",
+    "solvers",
+]

@@ -1,0 +1,462 @@
+"""Schedules, sampling and distillation: what `import lmsd` gives.
+
+Coordinates are those of k-diffusion: a state `x` at noise level `sigma`, and a model `model(x, sigma) ->
+denoised` that returns its prediction of x0, guidance included. `x` and `denoised` are numpy arrays or torch
+tensors, shape [trajectories, ...], float16, bfloat16, float32 or float64; `sigma` is a float. Models must not
+write to `x`; a torch tensor that a model returns is kept without a copy until its last use and must not be
+overwritten.
+
+An exception in a function that the caller hands in ends the call, which then raises that very exception.
+"""
+
+import contextlib
+import json
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from ctypes import byref, c_double, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _abi
+from ._abi import Error, Status, lib
+from ._hosts import Call, Host, host_for, no_grad
+
+PHASES = ("teacher", "rank", "fit", "grow")
+
+
+def _json(options: Mapping) -> bytes:
+    """Options as the library takes them; None is left out."""
+
+    def plain(value):
+        if hasattr(value, "tolist"):  # numpy and torch
+            return value.tolist()
+        return os.fspath(value)
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return json.dumps(given, default=plain, allow_nan=False).encode()
+
+
+def _path(path) -> bytes:
+    path = os.fspath(path)
+    if "\0" in path:
+        raise ValueError(f"the path {path!r} has a NUL in it")
+    return path.encode()
+
+
+def solvers() -> list[dict]:
+    """The published solvers, as dicts with `name` and `about`."""
+    return json.loads(_abi.text(lib.lmsd_solvers))
+
+
+def solve(
+    solver: str = "dpmpp_2m",
+    *,
+    nfe: int = 8,
+    grid: str | Mapping | Sequence[float] | None = None,
+    process: str = "ve",
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    sigma_end: float | None = None,
+    **options,
+) -> "Schedule":
+    """The schedule of a published solver (see `solvers()`) on a grid of noise levels.
+
+    `nfe`: model calls, 1 to 1000. `grid`: "karras", "log", "linear" or "flow"; the same with its parameter,
+    such as `{"kind": "karras", "rho": 5}` or `{"kind": "flow", "shift": 3}`; or the nfe + 1 sigmas
+    themselves. Default: karras with rho 7, for a flow model flow with shift 1. `process`: "ve" (x = x0 +
+    sigma n) or "flow" (x = (1 - sigma) x0 + sigma n). The noise level runs from `sigma_max` (default 80, flow
+    1) to `sigma_end` (default 0); `sigma_min` (default 0.002) is the last one before 0. `options`:
+    `sigma_start`, the noise level of the x_T that sampling will be given, if above `sigma_max`;
+    `lower_order_final`.
+
+    Raises Error, naming the value that is out of range.
+    """
+    if isinstance(grid, str):
+        grid = {"kind": grid}
+    elif grid is not None and not isinstance(grid, Mapping):
+        grid = {"kind": "list", "sigmas": [float(sigma) for sigma in grid]}
+    options |= {"solver": solver, "nfe": nfe, "grid": grid, "process": process}
+    options |= {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_end": sigma_end}
+    return Schedule._make(lib.lmsd_schedule_solve, _json(options))
+
+
+class Schedule:
+    """A multistep sampler as data. It never changes and may be used by any number of threads.
+
+    Get one from `solve`, `distill`, `Schedule.load` or `Schedule.from_json`; each refuses what breaks the
+    format with a ScheduleError that says where. Schedules compare by all they say, and can be hashed, copied
+    and pickled.
+    """
+
+    __slots__ = ("__weakref__", "_file", "_handle", "_json")
+
+    def __init__(self):
+        raise TypeError("use lmsd.solve, Schedule.load or Schedule.from_json")
+
+    @classmethod
+    def _make(cls, function, *arguments):
+        out = c_void_p()
+        _abi.check(function(*arguments, out))
+        return cls._own(out.value)
+
+    @classmethod
+    def _own(cls, handle: int):
+        self = object.__new__(cls)
+        self._handle = handle
+        weakref.finalize(self, lib.lmsd_schedule_free, handle)
+        self._json = _abi.text(lib.lmsd_schedule_to_json, handle)
+        self._file = json.loads(self._json)
+        return self
+
+    @classmethod
+    def from_json(cls, text: str | bytes | Mapping) -> "Schedule":
+        """From the text of a schedule file, at most 1 MiB, or from the same as a dict."""
+        if isinstance(text, Mapping):
+            text = _json(text)
+        elif isinstance(text, str):
+            text = text.encode()
+        return cls._make(lib.lmsd_schedule_from_json, text, len(text))
+
+    @classmethod
+    def load(cls, path) -> "Schedule":
+        """From a file."""
+        return cls._make(lib.lmsd_schedule_load, _path(path))
+
+    def save(self, path) -> None:
+        """Writes the file, whole or not at all."""
+        _abi.check(lib.lmsd_schedule_save(self._handle, _path(path)))
+
+    def to_json(self) -> str:
+        """The text of the file; every number reads back to the last bit."""
+        return self._json
+
+    def to_dict(self) -> dict:
+        """The file as a dict, which is the caller's to change and to hand to `from_json`."""
+        return json.loads(self._json)
+
+    @property
+    def nfe(self) -> int:
+        """Number of model calls."""
+        return self._file["nfe"]
+
+    @property
+    def name(self) -> str | None:
+        return self._file.get("name")
+
+    @property
+    def process(self) -> str:
+        """ "ve" or "flow"."""
+        return self._file["process"]
+
+    @property
+    def sigma_start(self) -> float:
+        """Noise level of the x_T that sampling starts from."""
+        return self._file["sigma_start"]
+
+    @property
+    def sigma_end(self) -> float:
+        """Noise level of the result."""
+        return self._file["sigma_end"]
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """Noise levels of the states, float64 [nfe + 1], the end included."""
+        return np.array([node["sigma"] for node in self._file["nodes"]] + [self.sigma_end])
+
+    @property
+    def scales(self) -> np.ndarray:
+        """Time scaling factors, float64 [nfe]: node n calls the model at scales[n] * sigmas[n]."""
+        return np.array([node["scale"] for node in self._file["nodes"]])
+
+    @property
+    def weights(self) -> list[np.ndarray]:
+        """Coefficients over D_n, D_{n-1}, ..., newest first: float64 [1 to n + 1] for each node."""
+        return [np.array(node["weights"]) for node in self._file["nodes"]]
+
+    @property
+    def made_for(self) -> dict:
+        """What it was made for: model, guidance_scale, sigma_min, ...; empty if it does not say."""
+        return dict(self._file.get("made_for", {}))
+
+    @property
+    def made_by(self) -> dict:
+        """How it came to be: method, solver, distance, ...; empty if it does not say."""
+        return dict(self._file.get("made_by", {}))
+
+    def check(self, **host) -> None:
+        """Raises ScheduleError where it was made for something else than the host's own values.
+
+        Any of `process`, `model`, `model_hash`, `guidance_scale`, `latent_shape`, `sigma_min`, `sigma_max`,
+        `shift`; only what both sides state is compared.
+        """
+        _abi.check(lib.lmsd_schedule_check(self._handle, _json(host)))
+
+    def __eq__(self, other):
+        return self._json == other._json if isinstance(other, Schedule) else NotImplemented
+
+    def __hash__(self):
+        return hash(self._json)
+
+    def __reduce__(self):
+        return Schedule.from_json, (self._json,)
+
+    def __repr__(self):
+        name = f"{self.name!r}, " if self.name else ""
+        distance = self.made_by.get("distance")
+        made = "" if distance is None else f", distance {distance:.4g}"
+        sigmas = f"sigma {self.sigma_start:g} to {self.sigma_end:g}"
+        return f"<Schedule {name}{self.process}, {self.nfe} NFE, {sigmas}{made}>"
+
+
+def _model(host: Host, model: Callable):
+    def callback(x, sigma, denoised):
+        host.bind(denoised, model(host.tensors[x], sigma), "the model")
+
+    return callback
+
+
+def sample(schedule: Schedule, x, model: Callable, callback: Callable[[dict], Any] | None = None):
+    """Runs `schedule` from `x` (noise level `schedule.sigma_start`) to the end point, which is returned.
+
+    The result is of the kind, shape, dtype and device of `x`, which stays as it is. `callback` sees every
+    step as a dict: "i" (node, from 0), "x" (the state), "denoised", "sigma" (noise level of the state) and
+    "sigma_hat" (the one that the model was told). Raises Error with `Status.NON_FINITE`, naming the node,
+    where the model's output is not finite.
+    """
+    host = host_for(x)
+
+    def observe(step):
+        step = step.contents
+        callback(
+            {
+                "i": step.index,
+                "x": host.tensors[step.x],
+                "denoised": host.tensors[step.denoised],
+                "sigma": step.sigma,
+                "sigma_hat": step.model_sigma,
+            }
+        )
+
+    try:
+        with Call() as call, no_grad(host):
+            struct = host.struct(call)
+            x_t, out = host.add(host.like), host.add()
+            on_model = _abi.MODEL(call.outer(_model(host, model)))
+            on_step = _abi.OBSERVER(call.outer(observe)) if callback else _abi.OBSERVER()
+            call.check(lib.lmsd_sample(schedule._handle, struct, x_t, on_model, on_step, None, out))
+            return host.tensors[out]
+    finally:
+        host.tensors.clear()
+
+
+class Sampler:
+    """A run of a schedule whose loop the caller owns.
+
+        sampler = Sampler(schedule, x)
+        for x, sigma in sampler:
+            sampler.step(model(x, sigma))
+        x = sampler.result
+
+    `x` has noise level `schedule.sigma_start`. One thread at a time.
+    """
+
+    def __init__(self, schedule: Schedule, x):
+        self.schedule = schedule
+        self._host = host_for(x)
+        self._call = Call()
+        struct = self._host.struct(self._call)
+        out = c_void_p()
+        with self._borrowed(self._host.like) as x_t:
+            self._call.check(lib.lmsd_sampler_new(schedule._handle, struct, x_t, out))
+        self._handle = out.value
+        # the struct's functions are called until the sampler is freed
+        weakref.finalize(self, lambda handle, _keep: lib.lmsd_sampler_free(handle), self._handle, struct)
+
+    @property
+    def index(self) -> int:
+        """The node to be evaluated next, from 0; `schedule.nfe` when the run is over."""
+        return lib.lmsd_sampler_index(self._handle)
+
+    def next(self) -> tuple[Any, float]:
+        """Where to call the model next: the state, and the noise level to tell the model."""
+        sigma = c_double()
+        with self._borrowed() as x:
+            self._call.check(lib.lmsd_sampler_next(self._handle, byref(sigma), x))
+            return self._host.tensors[x], sigma.value
+
+    def step(self, denoised) -> None:
+        """Advances with the model's prediction at the present node, which is copied.
+
+        Refuses one that is not finite, and a step after the last; the sampler then stays where it is.
+        """
+        with self._borrowed(self._host.own(denoised, "the model")) as key:
+            self._call.check(lib.lmsd_sampler_step(self._handle, key))
+
+    @property
+    def result(self):
+        """The state where the run stands: the end point when it is over."""
+        with self._borrowed() as out:
+            self._call.check(lib.lmsd_sampler_result(self._handle, out))
+            return self._host.tensors[out]
+
+    def __iter__(self) -> Iterator[tuple[Any, float]]:
+        while (index := self.index) < self.schedule.nfe:
+            yield self.next()
+            if self.index == index:
+                raise Error("step() was not called since the last (x, sigma)", Status.WRONG_STATE)
+
+    @contextlib.contextmanager
+    def _borrowed(self, tensor=None):
+        """A key for the time of one call, whose callbacks may raise."""
+        with self._call, no_grad(self._host):
+            key = self._host.add(tensor)
+            try:
+                yield key
+            finally:
+                self._host.release(key)
+
+
+class Distilled:
+    """What a distillation leaves: `schedules`, a dict from NFE to Schedule, and `report`, a dict.
+
+    `report`: calls, seconds, `stopped` (why it ended early, else None), and in `family` for each NFE its
+    held-out distance, whether that beats every handcrafted solver (`improved`), and its course.
+    """
+
+    def __init__(self, schedules: dict[int, Schedule], report: dict):
+        self.schedules = schedules
+        self.report = report
+
+    def save(self, folder) -> list[Path]:
+        """Writes `nfe<NN>.json` for each schedule, and `report.json`; returns the schedules' paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
+        paths = [folder / f"nfe{nfe:02d}.json" for nfe in self.schedules]
+        for path, schedule in zip(paths, self.schedules.values(), strict=True):
+            schedule.save(path)
+        return paths
+
+    def __repr__(self):
+        found = [f"{f['nfe']} NFE {f['distance']:.4g}" for f in self.report["family"]]
+        return f"<Distilled {', '.join(found)}>"
+
+
+class ProgressBar:
+    """A tqdm bar over the model's batch calls, a context; call it with what `distill` tells `progress`."""
+
+    def __init__(self):
+        from tqdm import tqdm
+
+        layout = "{desc} |{bar}| {n_fmt}/{total_fmt} calls{postfix}"
+        self.tqdm = tqdm(desc="start", bar_format=layout, unit="call", dynamic_ncols=True)
+
+    def __call__(self, p):
+        bar = self.tqdm
+        bar.total = p["calls_expected"]
+        bar.set_description_str(f"{p['phase']} {p['nfe']} NFE", refresh=False)
+        notes = []
+        if math.isfinite(p["distance"]):
+            notes.append(f"distance {p['distance']:.4g}")
+        if math.isfinite(p["handcrafted"]):
+            notes.append(f"handcrafted {p['handcrafted']:.4g}")
+        if len(notes) == 2 and p["distance"] > 0:
+            notes.append(f"{p['handcrafted'] / p['distance']:.1f}x")
+        if math.isfinite(p["seconds_left"]):
+            notes.append(f"{bar.format_interval(p['seconds_left'])} left")
+        bar.set_postfix_str(", ".join(notes), refresh=False)
+        bar.update(p["calls"] - bar.n)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.tqdm.close()
+
+
+@contextlib.contextmanager
+def _problem(model, begin, like, progress):
+    """(call, lmsd_host, lmsd_problem) for the time of one call."""
+    host = host_for(like)
+
+    def on_begin(batch, x_t):
+        host.bind(x_t, begin(batch), "begin")
+
+    def on_progress(told):
+        told = {name: getattr(told.contents, name) for name, _ in _abi.Progress._fields_[1:]}
+        return progress({**told, "phase": PHASES[told["phase"]]})
+
+    types = dict(_abi.Problem._fields_)
+    try:
+        with Call() as call, no_grad(host):
+            problem = _abi.Problem(
+                like=host.add(host.like),
+                begin=types["begin"](call.outer(on_begin)),
+                model=types["model"](call.outer(_model(host, model))),
+            )
+            if progress:
+                problem.progress = types["progress"](call.outer(on_progress))
+            yield call, host.struct(call), problem
+    finally:
+        host.tensors.clear()
+
+
+def distill(
+    model: Callable,
+    begin: Callable[[int], Any],
+    like,
+    *,
+    nfe: int | tuple[int, int] = 5,
+    progress: bool | Callable[[dict], Any] = True,
+    **config,
+) -> Distilled:
+    """Distils schedules for `model`, by forward calls only.
+
+    `begin(batch)` makes batch number `batch` current: it returns its x_T (noise level `sigma_max`) and sets
+    whatever the model depends on, such as labels or prompts. The same number must always give the same batch;
+    fitted batches count from 0, held-out ones from 2**20. `like` is a tensor of the shape, dtype and device
+    of a batch; its contents are not read. The more trajectories in a batch, the fewer calls.
+
+    `nfe`: number of model calls of the schedule, or (from, to) for a whole family in one run. `progress`:
+    True for a tqdm bar, False for silence, or a function that is told after every model call a dict with
+    phase ("teacher", "rank", "fit", "grow"), nfe, calls, calls_expected, distance, handcrafted (held-out
+    distances, infinite while not known) and seconds_left; if it returns true the run ends and keeps the best
+    so far.
+
+    `config` (defaults in brackets): process ["ve"], sigma_min [0.002], sigma_max [80], sigma_end [0];
+    trajectories and held_out [64 each]; teacher ["dpmpp_3m"], teacher_nfe [100], teacher_grid; sums "free" or
+    "affine", order, fit_sigmas, fit_scales, fit_weights [all true]; difference_step [0.02]; iterations [40],
+    max_calls, max_seconds; checkpoint, a file from which a run that was killed resumes to the same result;
+    made_for and seeds, which the schedules will say.
+    """
+    if not isinstance(nfe, int):
+        config["nfe_from"], nfe = nfe
+    out = c_void_p()
+    with contextlib.ExitStack() as stack:
+        if progress is True:
+            progress = stack.enter_context(ProgressBar())
+        call, host, problem = stack.enter_context(_problem(model, begin, like, progress))
+        stack.callback(lib.lmsd_distilled_free, out)
+        call.check(lib.lmsd_distill(_json({**config, "nfe": nfe}), host, problem, out))
+        count = lib.lmsd_distilled_count(out)
+        found = [Schedule._make(lib.lmsd_distilled_schedule, out, i) for i in range(count)]
+        report = json.loads(_abi.text(lib.lmsd_distilled_report, out))
+    return Distilled({schedule.nfe: schedule for schedule in found}, report)
+
+
+def compare(schedules: Sequence[Schedule], model: Callable, begin: Callable, like, **config) -> list[float]:
+    """Mean Euclidean distances of the schedules' end points to the teacher's.
+
+    Over `held_out` trajectories that no distillation sees (`begin` is asked for batches from 2**21). `model`,
+    `begin`, `like` and `config` as in `distill`.
+    """
+    count = len(schedules)
+    handles = (c_void_p * count)(*(schedule._handle for schedule in schedules))
+    distances = (c_double * count)()
+    with _problem(model, begin, like, None) as (call, host, problem):
+        call.check(lib.lmsd_compare(_json(config), host, problem, count, handles, distances))
+    return list(distances)

@@ -1,0 +1,262 @@
+"""What the library calls back: the caller's functions, and tensor operations on the caller's own tensors.
+
+Tensors cross as integer keys into a dict, and none is written in place: an operation makes a new tensor and
+binds it to the key. So nobody's memory is overwritten, and a tensor that the caller keeps stays as it is.
+numpy arrays are combined by the library's own kernels, torch tensors by torch, on whatever device they are.
+"""
+
+import contextlib
+import ctypes
+import itertools
+import signal
+import sys
+import threading
+from ctypes import byref, c_double, c_void_p
+
+import numpy as np
+
+from . import _abi
+from ._abi import Error, Status, lib
+
+DTYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "bfloat16": (4, 16)}
+GRAM_BYTES = 1 << 26  # of float64 that a torch Gram matrix works on at a time
+
+
+class Call:
+    """Calls into the library whose callbacks may raise.
+
+    An exception must not cross the library, so a callback that raises keeps the exception here and returns
+    nonzero; `check` raises that very object when the library has returned. Signals such as Ctrl-C are
+    delivered while the caller's functions run, or else at the next of them or at the end: ctypes would
+    swallow an exception that a signal handler raises at the door of a callback.
+    """
+
+    def __init__(self):
+        self.error = None
+        self.delivering = False
+        self.pending = None
+        self.previous = None
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.getsignal(signal.SIGINT)
+            if callable(self.previous):
+                signal.signal(signal.SIGINT, self.on_signal)
+        return self
+
+    def __exit__(self, *_):
+        previous, self.previous, self.error = self.previous, None, None
+        # unless the caller's handler has put another in its own place meanwhile
+        if callable(previous) and signal.getsignal(signal.SIGINT) == self.on_signal:
+            signal.signal(signal.SIGINT, previous)
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            previous(pending, None)
+
+    def on_signal(self, number, frame):
+        if not self.delivering:
+            self.pending = number
+            return
+        self.delivering = False  # in case that raises
+        self.previous(number, frame)
+        self.delivering = True
+
+    def outer(self, function):
+        """`function`, one of the caller's, as a callback: 0 if it returns, 1 if it raises or returns true."""
+
+        def trampoline(_user_data, *arguments):
+            try:
+                if self.error is not None:
+                    return 1
+                self.delivering = True
+                pending, self.pending = self.pending, None
+                if pending is not None:
+                    self.on_signal(pending, None)
+                code = 1 if function(*arguments) else 0
+                self.delivering = False
+                return code
+            except BaseException as error:
+                self.delivering = False
+                self.error = error
+                return 1
+
+        return trampoline
+
+    def inner(self, function):
+        """`function`, one of the binding's own, as a callback: 0 if it returns, 1 if it raises."""
+
+        def trampoline(_user_data, *arguments):
+            try:
+                function(*arguments)
+                return 0
+            except BaseException as error:
+                self.error = self.error or error
+                return 1
+
+        return trampoline
+
+    def check(self, status: int) -> None:
+        """Raises the exception that a callback raised, or what the library says."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+            _abi.check(status)
+        finally:
+            del error  # its traceback holds this frame
+
+
+class Host:
+    """Tensors of one shape, dtype and device; `like` is the first of them, contiguous."""
+
+    def __init__(self, like, dtype: str):
+        self.like = like
+        self.tensors = {}
+        self.keys = itertools.count(1)
+        if dtype not in DTYPES:
+            raise Error(f"dtype {dtype}; one of {', '.join(DTYPES)} is needed", Status.INVALID_TENSOR)
+        if like.ndim == 0 or 0 in like.shape:
+            raise Error(
+                f"a tensor of shape {list(like.shape)}; [trajectories, ...], none of them 0, is needed",
+                Status.INVALID_TENSOR,
+            )
+
+    def add(self, tensor=None) -> int:
+        """A new key; without a tensor as yet, if none is given."""
+        key = next(self.keys)
+        self.tensors[key] = tensor
+        return key
+
+    def bind(self, key: int, tensor, what: str) -> None:
+        """Binds what a function of the caller returned."""
+        self.tensors[key] = self.own(tensor, what)
+
+    def fits(self, tensor, what: str) -> None:
+        if tensor.shape != self.like.shape:
+            raise Error(
+                f"{what} returned shape {list(tensor.shape)}; it must be {list(self.like.shape)}",
+                Status.INVALID_TENSOR,
+            )
+
+    def struct(self, call: Call) -> _abi.Host:
+        """`lmsd_host`; it refers to this object and to `call`, neither of them to it."""
+        functions = {name: call.inner(getattr(self, name)) for name in ("alloc", "lincomb", "gram")}
+        functions["release"] = call.inner(self.release)
+        functions["batch"] = lambda _user_data, _tensor, batch=self.like.shape[0]: batch
+        types = dict(_abi.Host._fields_)
+        return _abi.Host(**{name: types[name](function) for name, function in functions.items()})
+
+    def alloc(self, _like, out):
+        out[0] = self.add()
+
+    def release(self, key):
+        self.tensors.pop(key, None)
+
+    def lincomb(self, key, count, factors, terms):
+        self.tensors[key] = self.combine(factors[:count], [self.tensors[term] for term in terms[:count]])
+
+    def gram(self, count, columns, out):
+        self.inner_products([self.tensors[column] for column in columns[:count]], out)
+
+
+class Numpy(Host):
+    """numpy arrays, through the library's own kernels on their memory."""
+
+    def __init__(self, like):
+        like = np.asarray(like)
+        super().__init__(like, like.dtype.name)
+        self.like = np.ascontiguousarray(like, like.dtype.newbyteorder("="))
+        code, bits = DTYPES[like.dtype.name]
+        self.dtype = _abi.Dtype(code, bits, 1)
+        self.shape = (ctypes.c_int64 * self.like.ndim)(*self.like.shape)
+
+    def own(self, array, what):
+        """A copy, since a numpy model often writes to the same array again."""
+        array = np.asarray(array)
+        self.fits(array, what)
+        return np.array(array, dtype=self.like.dtype, order="C")
+
+    def descriptor(self, array) -> _abi.Tensor:
+        cpu = _abi.Device(1, 0)
+        return _abi.Tensor(array.ctypes.data, cpu, array.ndim, self.dtype, self.shape, None, 0)
+
+    def pointers(self, arrays):
+        descriptors = [self.descriptor(array) for array in arrays]
+        pointers = (c_void_p * len(arrays))(*map(ctypes.addressof, descriptors))
+        return descriptors, pointers  # the former must outlive the latter
+
+    def combine(self, factors, terms):
+        out = np.empty_like(self.like)
+        _keep, pointers = self.pointers(terms)
+        factors = (c_double * len(terms))(*factors)
+        _abi.check(lib.lmsd_lincomb(None, len(terms), factors, pointers, byref(self.descriptor(out))))
+        return out
+
+    def inner_products(self, columns, out):
+        _keep, pointers = self.pointers(columns)
+        length = self.like.shape[0] * len(columns) ** 2
+        _abi.check(lib.lmsd_gram(None, len(columns), pointers, length, out))
+
+
+class Torch(Host):
+    """torch tensors on any device. Half precision is summed in float32, Gram matrices in float64."""
+
+    def __init__(self, like, torch):
+        self.torch = torch
+        super().__init__(like.detach().contiguous(), str(like.dtype).removeprefix("torch."))
+        self.sum_dtype = torch.promote_types(like.dtype, torch.float32)
+        self.gram_dtype = torch.float32 if like.device.type == "mps" else torch.float64  # MPS has no float64
+
+    def own(self, tensor, what):
+        """The tensor itself, not a copy."""
+        if not isinstance(tensor, self.torch.Tensor):
+            raise Error(
+                f"{what} returned {type(tensor).__name__}; it must be a torch tensor", Status.INVALID_TENSOR
+            )
+        self.fits(tensor, what)
+        if tensor.device != self.like.device:
+            raise Error(
+                f"{what} returned a tensor on {tensor.device}; it must be on {self.like.device}",
+                Status.INVALID_TENSOR,
+            )
+        return tensor.detach().to(self.like.dtype).contiguous()
+
+    def combine(self, factors, terms):
+        terms = [(factor, term) for factor, term in zip(factors, terms, strict=True) if factor != 0]
+        if not terms:
+            return self.torch.zeros_like(self.like)
+        (factor, first), *others = terms
+        half = first.dtype != self.sum_dtype
+        total = first.to(self.sum_dtype).mul_(factor) if half else first.mul(factor)
+        for factor, term in others:
+            total.add_(term, alpha=factor)
+        return total.to(self.like.dtype)
+
+    def inner_products(self, columns, out):
+        torch, batch, count = self.torch, self.like.shape[0], len(columns)
+        columns = [column.reshape(batch, -1) for column in columns]
+        length = columns[0].shape[1]
+        block = max(1, GRAM_BYTES // (8 * batch * count))
+        total = torch.zeros(batch, count, count, dtype=self.gram_dtype, device=self.like.device)
+        for start in range(0, length, block):
+            part = torch.stack([column[:, start : start + block] for column in columns], 1).to(
+                self.gram_dtype
+            )
+            total.baddbmm_(part, part.transpose(1, 2))
+        total = total.to("cpu", torch.float64).contiguous()
+        ctypes.memmove(out, total.data_ptr(), 8 * total.numel())
+
+
+def is_torch(x) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def host_for(x) -> Host:
+    """A host for tensors like `x`: a torch tensor, or anything that numpy takes for an array of floats."""
+    return Torch(x, sys.modules["torch"]) if is_torch(x) else Numpy(x)
+
+
+def no_grad(host: Host):
+    """A context in which torch, if it is torch, records nothing. The results are ordinary tensors."""
+    return host.torch.no_grad() if isinstance(host, Torch) else contextlib.nullcontext()

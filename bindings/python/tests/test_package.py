@@ -1,0 +1,115 @@
+"""Loading the library, pictures, and the wheel."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lmsd
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(Path(lmsd.__file__).parents[1]), **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def last_line(text):
+    return text.strip().splitlines()[-1]
+
+
+def test_a_missing_library_is_one_clear_sentence(tmp_path):
+    code, text = python("import lmsd", LMSD_LIBRARY=str(tmp_path / "none.so"))
+    assert code == 1
+    assert last_line(text).startswith(f"ImportError: there is no lmsd library at {tmp_path / 'none.so'}")
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path):
+    (tmp_path / "text.so").write_text("no")
+    code, text = python("import lmsd", LMSD_LIBRARY=str(tmp_path / "text.so"))
+    assert code == 1 and "is not a library of lmsd" in last_line(text)
+
+
+def test_another_abi_version_is_refused():
+    code, text = python("import sys, lmsd._abi as a; a.ABI_VERSION = 2; a.load()")
+    assert code == 1 and "has ABI version 1, this Python package needs 2" in last_line(text)
+
+
+def test_torch_and_matplotlib_are_loaded_only_when_needed():
+    code, text = python(
+        "import sys, lmsd, lmsd.plots, lmsd.cli, numpy\n"
+        "lmsd.sample(lmsd.solve(nfe=3), numpy.ones((2, 2)), lambda x, sigma: x)\n"
+        "print([m for m in ('torch', 'matplotlib', 'tqdm') if m in sys.modules])"
+    )
+    assert code == 0 and last_line(text) == "[]"
+
+
+def test_the_package_has_the_version_of_the_library():
+    assert f'version = "{lmsd.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_function_of_the_header_has_the_right_number_of_arguments():
+    from lmsd import _abi
+
+    header = (ROOT.parents[1] / "include" / "lmsd.h").read_text()
+    declared = {}
+    functions = re.sub(r"/\*.*?\*/", "", header.split('extern "C" {')[1], flags=re.DOTALL)
+    for code in functions.split(";"):
+        if "(" in code:
+            name = code.split("(")[0].split()[-1].lstrip("*")
+            arguments = code.split("(", 1)[1].rsplit(")", 1)[0]
+            declared[name] = 0 if arguments == "void" else arguments.count(",") + 1
+    prototypes = {**_abi._STATUS, **{name: arguments for name, (_, *arguments) in _abi._PLAIN.items()}}
+    assert {name: len(arguments) for name, arguments in prototypes.items()}.items() <= declared.items()
+    assert f"#define LMSD_ABI_VERSION {_abi.ABI_VERSION}\n" in header
+    assert set(declared) - set(prototypes) == {
+        "lmsd_schedule_nfe",
+        "lmsd_schedule_sigma_start",
+        "lmsd_schedule_sigma_end",
+        "lmsd_schedule_node",  # read from the schedule's text instead
+    }
+    for name, value in _abi.Status.__members__.items():
+        assert f"LMSD_STATUS_{name} = {value.value}," in header
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    from lmsd import plots
+
+    schedules = [lmsd.solve("dpmpp_3m", nfe=nfe) for nfe in (4, 8)]
+    figure = plots.plot_schedule(schedules)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["sigma", "scale", "weight"]
+    shown = figure.axes[0].get_lines()[0].get_ydata()
+    np.testing.assert_array_equal(shown, schedules[0].sigmas[:-1])  # the end at 0 is not on a log axis
+    plots.plot_schedule(schedules[0]).savefig(tmp_path / "a.png")
+    figure = plots.plot_distances({"a": {4: 0.2, 3: 0.5}, "b": {3: 0.7}})
+    assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [3, 4]
+    figure.savefig(tmp_path / "b.svg")
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_a_fresh_environment(tmp_path):
+    from lmsd import _abi
+
+    def run(*command, **options):
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LMSD_LIBRARY")}
+    built = {**environment, "LMSD_LIBRARY": _abi.lib._name}
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT, env=built)
+    (wheel,) = tmp_path.glob("lmsd-*.whl")
+    assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    fresh = tmp_path / "venv" / "bin"
+    run(fresh / "python", "-m", "pip", "install", "--quiet", wheel, env=environment)
+    run(fresh / "lmsd", "solve", "--nfe", "4", "--out", tmp_path / "a.json", env=environment, cwd=tmp_path)
+    code = "import lmsd, numpy as np; s = lmsd.Schedule.load('a.json')"
+    code += "; print(lmsd.sample(s, np.ones((2, 3)), lambda x, sigma: x / (1 + sigma)))"
+    assert "[[" in run(fresh / "python", "-c", code, env=environment, cwd=tmp_path)

@@ -1,0 +1,46 @@
+"""The digits model as a problem of the command line.
+
+lmsd distill --problem examples/digits/problem.py --guidance 3 --nfe 3-8 --out schedules
+"""
+
+import numpy as np
+from model import SIGMA_MAX, SIGMA_MIN, Digits, batch
+
+STEPS = 1000  # training steps of a host that snaps
+
+
+class Problem:
+    process = "ve"
+    sigma_min, sigma_max, sigma_end = SIGMA_MIN, SIGMA_MAX, SIGMA_MIN
+
+    def __init__(self, guidance, size, seed, snapped, half):
+        self.digits = Digits()
+        self.guidance, self.size, self.seed, self.snapped, self.half = guidance, size, seed, snapped, half
+        self.like = np.empty((size, 1, 8, 8), np.float32)
+        self.made_for = {"model": "digits", "guidance_scale": guidance, "latent_shape": [1, 8, 8]}
+        self.made_for |= {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "snapped": snapped}
+        self.seeds = f"PCG64([{seed}, batch]), {size} images a batch" + ", half precision" * half
+
+    def begin(self, index):
+        x, self.labels = batch(index, self.size, self.seed)
+        return x
+
+    def model(self, x, sigma):
+        denoised = self.digits.denoise(x, snap(sigma) if self.snapped else sigma, self.labels, self.guidance)
+        return denoised.astype(np.float16) if self.half else denoised
+
+
+def snap(sigma):
+    """The nearest, in log sigma, of STEPS noise levels from SIGMA_MIN to SIGMA_MAX."""
+    low, high = np.log(SIGMA_MIN), np.log(SIGMA_MAX)
+    step = np.clip(np.rint((np.log(sigma) - low) / (high - low) * (STEPS - 1)), 0, STEPS - 1)
+    return float(np.exp(low + step / (STEPS - 1) * (high - low)))
+
+
+def problem(guidance=1.0, size=64, seed=0, snapped=False, half=False):
+    """Batches of `size` images with classifier-free guidance.
+
+    `snapped`: the model knows 1000 noise levels only, as Stable-Diffusion-type hosts do; `half`: what it
+    returns is rounded to float16.
+    """
+    return Problem(float(guidance), size, seed, snapped, half)

@@ -1,0 +1,109 @@
+# Included by the Makefile, which runs in the root of the repository. Linux.
+#
+#   make install [PREFIX=/usr/local] [LIBDIR=] [INCLUDEDIR=] [DESTDIR=]   library, headers, pkg-config, CMake
+#   make test-c                                                           all that is C and C++
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+INSTALL ?= install
+
+LMSD_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+LMSD_SONAME := liblmsd.so.0
+LMSD_SO := $(or $(CARGO_TARGET_DIR),target)/release/liblmsd.so
+
+$(LMSD_SO): $(shell find src -name '*.rs') build.rs Cargo.toml
+	$(CARGO) build --release --lib
+	@touch $@
+
+fill = sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	-e 's|@VERSION@|$(LMSD_VERSION)|' -e 's|@SONAME@|$(LMSD_SONAME)|' \
+	-e "s|@LIB_TO_INCLUDE@|$$(realpath -m --relative-to=$(LIBDIR) $(INCLUDEDIR))|"
+
+define install_files
+	$(INSTALL) -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(LIBDIR)/cmake/lmsd
+	$(INSTALL) -m 644 include/lmsd.h include/lmsd.hpp $(DESTDIR)$(INCLUDEDIR)
+	$(INSTALL) -m 755 $(LMSD_SO) $(DESTDIR)$(LIBDIR)/liblmsd.so.$(LMSD_VERSION)
+	ln -sf liblmsd.so.$(LMSD_VERSION) $(DESTDIR)$(LIBDIR)/$(LMSD_SONAME)
+	ln -sf $(LMSD_SONAME) $(DESTDIR)$(LIBDIR)/liblmsd.so
+	@$(fill) pkgconfig/lmsd.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/lmsd.pc
+	@$(fill) cmake/lmsdConfig.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/lmsd/lmsdConfig.cmake
+	@$(fill) cmake/lmsdConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/lmsd/lmsdConfigVersion.cmake
+endef
+
+.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake
+
+install: $(LMSD_SO)
+	$(install_files)
+
+# ---- tests, against a tree installed under build/
+
+C_BUILD := build/c
+C_PREFIX := $(CURDIR)/$(C_BUILD)/prefix
+C_WARNINGS := -Wall -Wextra -Wpedantic -Werror
+C_LMSD := -I$(C_PREFIX)/include -L$(C_PREFIX)/lib -Wl,-rpath,$(C_PREFIX)/lib
+C_LIBS := -llmsd -lm -pthread
+C_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+C_TOOLS := build/tools
+
+test-c: test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake
+
+test-c-install: PREFIX := $(C_PREFIX)
+test-c-install: LIBDIR := $(C_PREFIX)/lib
+test-c-install: INCLUDEDIR := $(C_PREFIX)/include
+test-c-install: DESTDIR :=
+test-c-install: $(LMSD_SO)
+	rm -rf $(C_PREFIX)
+	$(install_files)
+
+# Each header compiles alone.
+test-c-headers:
+	$(CC) -std=c11 $(C_WARNINGS) -fsyntax-only -x c include/lmsd.h
+	$(CXX) -std=c++17 $(C_WARNINGS) -fsyntax-only -x c++ include/lmsd.h
+	$(CXX) -std=c++17 $(C_WARNINGS) -fsyntax-only -x c++ include/lmsd.hpp
+	$(CXX) -std=c++20 $(C_WARNINGS) -fsyntax-only -x c++ include/lmsd.hpp
+
+test-c-abi: test-c-install
+	$(CC) -std=c11 -O1 -g $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi
+	$(CXX) -std=c++17 -O1 -g $(C_WARNINGS) $(C_LMSD) tests/abi.cpp $(C_LIBS) -o $(C_BUILD)/abi_cpp
+	$(CXX) -std=c++17 -DLMSD_TEST_WRONG_ABI $(C_WARNINGS) $(C_LMSD) tests/abi.cpp $(C_LIBS) -o $(C_BUILD)/abi_wrong
+	$(C_BUILD)/abi
+	$(C_BUILD)/abi_cpp
+	$(C_BUILD)/abi_wrong
+	$(CC) -std=c11 -O3 $(C_WARNINGS) $(C_LMSD) examples/c/digits_gmm.c $(C_LIBS) -o $(C_BUILD)/digits_gmm
+	$(C_BUILD)/digits_gmm --nfe 3 --trajectories 64 --out $(C_BUILD)/digits_gmm.json 2> $(C_BUILD)/digits_gmm.log
+	PKG_CONFIG_PATH=$(C_PREFIX)/lib/pkgconfig; export PKG_CONFIG_PATH; \
+	test "$$(pkg-config --modversion lmsd)" = "$(LMSD_VERSION)" && \
+	$(CC) -std=c11 $(C_WARNINGS) examples/c/twelve_lines.c $$(pkg-config --cflags --libs lmsd) -o $(C_BUILD)/twelve_lines_c && \
+	$(CXX) -std=c++17 $(C_WARNINGS) examples/cpp/twelve_lines.cpp $$(pkg-config --cflags --libs lmsd) -o $(C_BUILD)/twelve_lines_cpp
+	LD_LIBRARY_PATH=$(C_PREFIX)/lib $(C_BUILD)/twelve_lines_c > $(C_BUILD)/twelve_lines.out
+	LD_LIBRARY_PATH=$(C_PREFIX)/lib $(C_BUILD)/twelve_lines_cpp | diff $(C_BUILD)/twelve_lines.out -
+
+test-c-sanitizers: test-c-install
+	$(CC) -std=c11 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi_asan
+	$(CXX) -std=c++17 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) tests/abi.cpp $(C_LIBS) -o $(C_BUILD)/abi_cpp_asan
+	ASAN_OPTIONS=detect_leaks=1 $(C_BUILD)/abi_asan
+	ASAN_OPTIONS=detect_leaks=1 $(C_BUILD)/abi_cpp_asan
+
+# valgrind comes from the system's packages: got where that takes no more than apt-get as root, else skipped.
+test-c-valgrind: test-c-abi
+	@command -v valgrind > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && \
+		{ apt-get install -qq -y valgrind > $(C_BUILD)/valgrind.log 2>&1 || \
+		{ apt-get update -qq && apt-get install -qq -y valgrind; } > $(C_BUILD)/valgrind.log 2>&1; }; } || true
+	@command -v valgrind > /dev/null || echo "SKIPPED: valgrind is not here; install it for the memory checks"
+	@! command -v valgrind > /dev/null || for program in abi abi_cpp; do \
+		echo "valgrind $(C_BUILD)/$$program"; \
+		valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,indirect \
+			$(C_BUILD)/$$program || exit 1; done
+
+# CMake comes from PyPI where it is not installed, into a virtual environment of its own.
+test-c-cmake: test-c-abi
+	@command -v cmake > /dev/null || test -x $(C_TOOLS)/bin/cmake || { python3 -m venv $(C_TOOLS) && \
+		$(C_TOOLS)/bin/pip install --quiet --disable-pip-version-check cmake; } || \
+		echo "SKIPPED: cmake is neither here nor on PyPI; install it for the test of find_package"
+	@PATH="$(CURDIR)/$(C_TOOLS)/bin:$$PATH"; ! command -v cmake > /dev/null || { set -e -x; \
+		rm -rf $(C_BUILD)/cmake; \
+		cmake -S examples/cpp -B $(C_BUILD)/cmake -DCMAKE_PREFIX_PATH=$(C_PREFIX) > $(C_BUILD)/cmake.log; \
+		cmake --build $(C_BUILD)/cmake >> $(C_BUILD)/cmake.log; \
+		$(C_BUILD)/cmake/twelve_lines | diff $(C_BUILD)/twelve_lines.out -; }
