@@ -131,12 +131,10 @@ def calls_needed(best, distance):
 
 
 def print_table(head, rows):
-    """Columns of text; the first is flush left, the others right."""
-    cells = [head, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    for row in cells:
-        line = [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join(line).rstrip())
+    """Columns of text; the last is flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)][:-1]
+    for *cells, last in [head, *rows]:
+        print("  ".join([*(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), last]))
 
 
 class Claims:

@@ -114,21 +114,21 @@ def print_results(rows, goal, test):
     """The table on the terminal."""
     print(f"\nMean distance to the teacher on {test} test trajectories, and Frechet distance to the training")
     print(f"images, of which the teacher has {goal['frechet']:.3f}. Lower is better for both.\n")
-    head = ["NFE", "best handcrafted", "distance", "distilled", "ratio", "as good as"]
-    head += ["Frechet handcrafted", "Frechet distilled"]
+    head = ["NFE", "distilled", "best handcrafted", "ratio", "as good as"]
+    head += ["Frechet distilled", "handcrafted", "best handcrafted solver"]
     cells = []
     for row in rows:
         calls = "more" if row["calls"] is None else f"{row['calls']:.1f}"
         cells.append(
             [
                 str(row["nfe"]),
-                f"{row['solver']}, {row['setting']}",
-                f"{row['handcrafted']:.4f}",
                 f"{row['distilled']:.4f}",
+                f"{row['handcrafted']:.4f}",
                 f"{row['ratio']:.1f}x",
                 f"{calls} calls",
-                f"{row['frechet_handcrafted']:.3f}",
                 f"{row['frechet_distilled']:.3f}",
+                f"{row['frechet_handcrafted']:.3f}",
+                f"{row['solver']}, {row['setting']}",
             ]
         )
     print_table(head, cells)

@@ -212,28 +212,21 @@ def cell(text, tag="td"):
     return f"<{tag}>{html.escape(text)}</{tag}>"
 
 
-def table(rows, goal):
+def table(rows):
     """The table as HTML."""
-    head = ["NFE", "best handcrafted solver", "its distance", "distilled", "ratio"]
-    head += [
-        "as good as handcrafted at",
-        "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet, handcrafted",
-        "distilled",
-        "teacher",
-    ]
+    head = ["NFE", "distilled", "best handcrafted", "ratio", "as good as handcrafted at"]
+    head += ["Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet, distilled", "best handcrafted", "which is"]
     lines = ["<tr>" + "".join(cell(text, "th") for text in head) + "</tr>"]
     for row in rows:
-        calls = "more calls than measured" if row["calls"] is None else f"{row['calls']:.1f} calls"
         cells = [
             str(row["nfe"]),
-            f"{row['solver']}, {row['setting']}",
-            f"{row['handcrafted']:.4f}",
             f"{row['distilled']:.4f}",
+            f"{row['handcrafted']:.4f}",
             f"{row['ratio']:.1f}\N{MULTIPLICATION SIGN}",
-            calls,
-            f"{row['frechet_handcrafted']:.3f}",
+            "more than measured" if row["calls"] is None else f"{row['calls']:.1f} calls",
             f"{row['frechet_distilled']:.3f}",
-            f"{goal['frechet']:.3f}",
+            f"{row['frechet_handcrafted']:.3f}",
+            f"{row['solver']}, {row['setting']}",
         ]
         lines.append("<tr>" + "".join(map(cell, cells)) + "</tr>")
     return "\n".join(lines)
@@ -255,8 +248,8 @@ img {{ width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .55rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: bottom; }}
-th:nth-child(2), td:nth-child(2) {{ text-align: left; min-width: 9rem; }}
-td:nth-child(4), td:nth-child(5) {{ font-weight: bold; color: #0072B2; }}
+th:last-child, td:last-child {{ text-align: left; min-width: 9rem; }}
+td:nth-child(2), td:nth-child(4) {{ font-weight: bold; color: #0072B2; }}
 pre {{ overflow-x: auto; padding: .8rem; background: #f4f4f4; font-size: .82rem; line-height: 1.4; }}
 summary {{ cursor: pointer; }}
 .note {{ padding: .6rem .8rem; background: #fff3e0; }}
@@ -273,17 +266,17 @@ schedules of {first} to {last} calls</b> were distilled for one network by forwa
 the teacher's pixels: white is none, and the paler the better.</p>
 <img src="{images}" alt="Digits by the teacher, the distilled and the best handcrafted schedule">
 
-<h2>Figures</h2>
+<h2>The numbers</h2>
 <div class="wide"><table>
 {table}
 </table></div>
-<p><b>Distance</b>: mean over {test} test trajectories of the Euclidean distance to the teacher's image, with
-pixels in [-1, 1]; lower is better. <b>Best handcrafted</b>: the best here of {solvers} published solvers, each
-on the best of five grids (Karras rho 3, 5, 7, 10, logarithmic), with or without lower order at the end.
-<b>As good as handcrafted at</b>: the calls that the best handcrafted solvers need to reach the distilled
-distance, between measured NFEs by interpolation. <b>Fr&eacute;chet</b>: distance to the training images in
-the features of a digit classifier; lower is better, and with so few images it compares only within this
-table.</p>
+<p><b>Distance</b> (second and third column): mean over {test} test trajectories of the Euclidean distance to
+the teacher's image, with pixels in [-1, 1]; lower is better. <b>Best handcrafted</b>: the best here of
+{solvers} published solvers, each on the best of five grids (Karras rho 3, 5, 7, 10, logarithmic), with or
+without lower order at the end. <b>As good as handcrafted at</b>: the calls that the best handcrafted solvers
+need to reach the distilled distance, between measured NFEs by interpolation. <b>Fr&eacute;chet</b>: distance
+to the training images in the features of a digit classifier, {frechet} for the teacher; lower is better, and
+with so few images it compares only within this page.</p>
 
 <h2>Distance against calls</h2>
 <img src="{distance}" alt="Distance to the teacher against NFE, logarithmic">
@@ -366,7 +359,8 @@ def write(out, schedules, measured, rows, goal, how):
         images=links["images"],
         distance=links["distance"],
         learned=links["schedules"],
-        table=table(rows, goal),
+        table=table(rows),
+        frechet=f"{goal['frechet']:.3f}",
         test=how["test"],
         solvers=how["solvers"],
         python=html.escape(PYTHON.format(**fill)),

@@ -241,7 +241,7 @@ fn keep<B: Tensors>(bench: &mut Bench<B>, entry: &mut Entry, schedule: &Schedule
     Ok(())
 }
 
-/// Batch calls from `nfe` to the end of the family, by what fits have needed: ten steps a fit.
+/// Batch calls from `nfe` to the end of the family, by what fits have needed: some fifteen steps each.
 fn expected_calls<B: Tensors>(bench: &Bench<B>, nfe: usize) -> u64 {
     let config = bench.config;
     let of = |nfe: usize| {
@@ -251,7 +251,7 @@ fn expected_calls<B: Tensors>(bench: &Bench<B>, nfe: usize) -> u64 {
         let calls: usize = unknowns(config, &start).iter().map(|u| nfe - u.first_call()).sum();
         let step = nfe + calls + 3 * nfe;
         let (tried, low) = if nfe == config.nfe_from() { (STARTS, 9) } else { (nfe, 0) };
-        let steps = tried + config.iterations.min(10);
+        let steps = tried + config.iterations.min(15);
         let rank = nfe * (CONTENDERS.len() * grids(config).len() + low);
         (rank + steps * step) as u64 * bench.batch_count(Set::Train)
             + (nfe * (BASELINES + steps)) as u64 * bench.batch_count(Set::Held)

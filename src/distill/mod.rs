@@ -151,7 +151,7 @@ impl Config {
         range("nfe_from", self.nfe_from(), 1, self.nfe)?;
         range("trajectories", self.trajectories, 1, 1 << 20)?;
         range("held_out", self.held_out, 1, 1 << 20)?;
-        range("teacher_nfe", self.teacher_nfe, 2 * self.nfe, 1000)?;
+        range("teacher_nfe", self.teacher_nfe, 1, 1000)?;
         range("iterations", self.iterations, 1, 10_000)?;
         range("order", self.order.unwrap_or(1), 1, 50)?;
         if !(self.sigma_min > 0.0 && self.sigma_min < self.sigma_max && self.sigma_max.is_finite()) {
@@ -287,6 +287,13 @@ pub fn distill<B: Tensors>(
     like: &B::Tensor,
     problem: &mut dyn Problem<B::Tensor>,
 ) -> Result<Distilled> {
+    if config.teacher_nfe < 2 * config.nfe {
+        return Err(Error::argument(format!(
+            "teacher_nfe is {}; it must be at least twice nfe, {}",
+            config.teacher_nfe,
+            2 * config.nfe
+        )));
+    }
     family::distill(tensors, config, like, problem)
 }
 

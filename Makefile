@@ -1,0 +1,90 @@
+# make demo    distil the digits network, write out/demo/report.html
+# make test    everything that is checked: Rust, C, C++, Python
+# make help    the rest
+
+PYTHON ?= python3
+CARGO ?= cargo
+VENV := .venv
+PY := $(VENV)/bin/python
+# Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: help demo test lint test-rust test-python bench-quality bench-cost bench-lincomb bench-overhead \
+	library venv venv-test wheel clean
+
+help:
+	@echo "make demo            distil the digits network at guidance 3, NFE 3 to 8; report in out/demo"
+	@echo "make test            lint, Rust, C, C++ and Python tests"
+	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
+	@echo "make bench-cost      model calls, snapped sigmas, half precision, few trajectories"
+	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
+	@echo "make bench-overhead  time outside the model in a distillation of a latent"
+	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
+	@echo "make wheel           the Python wheel, in bindings/python/dist"
+	@echo "make clean           removes what was built, the virtual environment too"
+
+include mk/install.mk
+
+PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
+
+library: $(PACKAGE_SO)
+$(PACKAGE_SO): $(LMSD_SO)
+	cp $< $@
+
+# Debian keeps ensurepip in a package of its own.
+$(PY):
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get install -qq -y python3-venv || \
+		{ apt-get update -qq && apt-get install -qq -y python3-venv; }; $(PYTHON) -m venv $(VENV); }
+
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+venv: $(VENV)/.demo
+$(VENV)/.demo: requirements.txt bindings/python/pyproject.toml | $(PY) library
+	$(PIP) -r requirements.txt
+	$(PIP) --editable bindings/python
+	touch $@
+
+venv-test: $(VENV)/.test
+$(VENV)/.test: tests/requirements.txt tests/requirements-no-deps.txt $(VENV)/.demo
+	$(PIP) -r tests/requirements.txt
+	$(PIP) --no-deps -r tests/requirements-no-deps.txt
+	touch $@
+
+demo: library venv
+	$(PY) examples/digits/demo.py --out out/demo
+
+test: lint test-rust test-c test-python
+	@echo "all tests passed"
+
+lint: venv-test
+	$(CARGO) fmt --check
+	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# The exported symbols of the release library are checked too.
+test-rust: $(LMSD_SO)
+	$(CARGO) test --quiet
+
+test-python: library venv-test
+	$(PY) -m pytest -q bindings/python tests/peers examples/digits
+
+bench-quality: library venv
+	$(PY) benches/quality.py
+
+bench-cost: library venv
+	$(PY) benches/cost.py
+
+bench-lincomb:
+	$(CARGO) bench --bench lincomb
+
+bench-overhead: test-c-install
+	$(CC) -std=c11 -O2 $(C_WARNINGS) $(C_LMSD) benches/overhead.c $(C_LIBS) -o $(C_BUILD)/overhead
+	$(C_BUILD)/overhead
+
+wheel: library venv
+	$(PIP) build
+	$(PY) -m build --wheel --outdir bindings/python/dist bindings/python
+
+clean:
+	rm -rf target build out $(VENV) $(PACKAGE_SO) bindings/python/dist

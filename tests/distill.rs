@@ -1,0 +1,271 @@
+//! Distillation on an exact denoiser: what it gains, what it keeps, and that it can be stopped,
+//! killed and repeated. The data are a mixture of Gaussians, whose denoiser is known.
+
+use std::cell::{Cell, RefCell};
+
+use lmsd::distill::{Config, Distilled, Problem, Progress, Sums, compare, distill};
+use lmsd::schedule::{Process, Schedule};
+use lmsd::tensor::{Cpu, CpuTensor, Dtype};
+use lmsd::{Error, Result, Status};
+
+const DIMENSIONS: usize = 8;
+const BATCH: usize = 16;
+const DEVIATION: f64 = 0.15;
+
+/// splitmix64, and normal numbers by Box and Muller.
+struct Noise(u64);
+
+impl Noise {
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 + 1e-17
+    }
+
+    fn normal(&mut self) -> f64 {
+        let (u, v) = (self.uniform(), self.uniform());
+        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    }
+}
+
+/// The model: E[x0 | x] for a mixture of Gaussians, under either process.
+struct Mixture {
+    means: Vec<[f64; DIMENSIONS]>,
+    process: Process,
+    calls: Cell<u64>,
+    /// Stop by progress, or fail in the model, at this call.
+    stop_at: Option<u64>,
+    fail_at: Option<u64>,
+    told: RefCell<Vec<Progress>>,
+}
+
+impl Mixture {
+    fn new(process: Process) -> Self {
+        let mut noise = Noise(7);
+        let means = (0..12).map(|_| std::array::from_fn(|_| noise.normal())).collect();
+        Self { means, process, calls: Cell::new(0), stop_at: None, fail_at: None, told: RefCell::default() }
+    }
+
+    fn denoised(&self, x: &[f64], sigma: f64) -> Vec<f64> {
+        let alpha = if self.process == Process::Ve { 1.0 } else { 1.0 - sigma };
+        let variance = (alpha * DEVIATION).powi(2) + sigma * sigma;
+        let far: Vec<f64> = self
+            .means
+            .iter()
+            .map(|m| m.iter().zip(x).map(|(m, x)| (x - alpha * m).powi(2)).sum::<f64>() / (2.0 * variance))
+            .collect();
+        let near = far.iter().copied().fold(f64::INFINITY, f64::min);
+        let total: f64 = far.iter().map(|f| (near - f).exp()).sum();
+        let mut out = vec![0.0; x.len()];
+        for (mean, f) in self.means.iter().zip(&far) {
+            let p = (near - f).exp() / total;
+            for ((out, m), x) in out.iter_mut().zip(mean).zip(x) {
+                *out += p * (m + alpha * DEVIATION * DEVIATION / variance * (x - alpha * m));
+            }
+        }
+        out
+    }
+}
+
+fn values(tensor: &CpuTensor) -> Vec<f64> {
+    tensor.to_f64()
+}
+
+fn write(tensor: &mut CpuTensor, values: &[f64]) {
+    let data = tensor.descriptor().data.cast::<f64>();
+    // SAFETY: a float64 tensor of this many elements, of the library's own.
+    unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), data, values.len()) };
+}
+
+impl Problem<CpuTensor> for Mixture {
+    fn begin(&mut self, batch: u64, x_t: &mut CpuTensor) -> Result<()> {
+        let mut noise = Noise(batch.wrapping_mul(0x1234_5678_9abc_def1) ^ 99);
+        let start = if self.process == Process::Ve { 80.0 } else { 1.0 };
+        let x: Vec<f64> = (0..BATCH * DIMENSIONS).map(|_| start * noise.normal()).collect();
+        write(x_t, &x);
+        Ok(())
+    }
+
+    fn denoise(&mut self, x: &CpuTensor, sigma: f64, denoised: &mut CpuTensor) -> Result<()> {
+        self.calls.set(self.calls.get() + 1);
+        if self.fail_at == Some(self.calls.get()) {
+            return Err(Error::new(Status::Stopped, "the model gave up"));
+        }
+        let all: Vec<f64> = values(x).chunks(DIMENSIONS).flat_map(|x| self.denoised(x, sigma)).collect();
+        write(denoised, &all);
+        Ok(())
+    }
+
+    fn progress(&mut self, progress: &Progress) -> bool {
+        self.told.borrow_mut().push(*progress);
+        self.stop_at != Some(self.calls.get())
+    }
+}
+
+fn like() -> CpuTensor {
+    CpuTensor::zeros(Dtype::F64, &[BATCH as i64, DIMENSIONS as i64]).unwrap()
+}
+
+fn config(process: Process) -> Config {
+    let sigma_max = if process == Process::Ve { 80.0 } else { 1.0 };
+    Config { nfe: 5, process, sigma_max, trajectories: 32, held_out: 32, ..Config::default() }
+}
+
+fn run(config: &Config) -> Distilled {
+    distill(&Cpu, config, &like(), &mut Mixture::new(config.process)).unwrap()
+}
+
+fn nodes(distilled: &Distilled) -> Vec<String> {
+    distilled.schedules().map(|s| format!("{:?}", s.nodes())).collect()
+}
+
+#[test]
+fn it_gains_on_trajectories_it_never_saw_for_both_processes_and_both_ends() {
+    for (process, sigma_end) in [(Process::Ve, 0.0), (Process::Ve, 0.002), (Process::Flow, 0.0)] {
+        let config = Config { sigma_end, ..config(process) };
+        let distilled = run(&config);
+        let schedule = distilled.schedules().next().unwrap();
+        let by = schedule.made_by.clone().unwrap();
+        let best = &by.handcrafted[0];
+        assert!(distilled.family[0].improved && by.distance.unwrap() < 0.5 * best.distance, "{by:?}");
+        let euler = lmsd::solver::solve(&lmsd::solver::Spec {
+            solver: best.solver.clone(),
+            nfe: 5,
+            process,
+            sigma_max: Some(config.sigma_max),
+            sigma_end: Some(sigma_end),
+            ..lmsd::solver::Spec::default()
+        })
+        .unwrap();
+        let unseen = Config { held_out: 128, ..config };
+        let mut mixture = Mixture::new(process);
+        let found = compare(&Cpu, &unseen, &like(), &mut mixture, &[schedule, &euler]).unwrap();
+        assert!(found[0] < 0.6 * found[1], "{process:?} {sigma_end}: {found:?}");
+    }
+}
+
+#[test]
+fn a_family_is_monotone_and_no_worse_than_handcrafted() {
+    let distilled = run(&Config { nfe: 6, nfe_from: Some(2), sigma_end: 0.002, ..config(Process::Ve) });
+    assert_eq!(distilled.family.iter().map(|f| f.nfe).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+    for pair in distilled.family.windows(2) {
+        assert!(pair[1].distance <= pair[0].distance, "{} then {}", pair[0].distance, pair[1].distance);
+    }
+    for fitted in &distilled.family {
+        let by = fitted.schedule.made_by.as_ref().unwrap();
+        assert!(fitted.distance <= by.handcrafted[0].distance && fitted.schedule.nfe() == fitted.nfe);
+    }
+}
+
+#[test]
+fn the_same_seeds_give_the_same_schedule() {
+    assert_eq!(nodes(&run(&config(Process::Ve))), nodes(&run(&config(Process::Ve))));
+}
+
+#[test]
+fn what_may_not_move_does_not() {
+    let sums = |s: &Schedule| -> Vec<f64> { s.nodes().iter().map(|n| n.weights.iter().sum()).collect() };
+    let affine = run(&Config { sums: Sums::Affine, iterations: 4, ..config(Process::Ve) });
+    assert!(affine.family[0].improved);
+    for sum in sums(&affine.family[0].schedule) {
+        assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+    }
+    let scales = run(&Config { fit_scales: false, iterations: 4, ..config(Process::Ve) });
+    assert!(scales.family[0].improved);
+    assert!(scales.family[0].schedule.nodes().iter().all(|n| (n.scale - 1.0).abs() < 1e-12));
+    let order = run(&Config { order: Some(2), iterations: 4, ..config(Process::Ve) });
+    assert!(order.family[0].improved);
+    assert!(order.family[0].schedule.nodes().iter().all(|n| n.weights.len() <= 2));
+    let weights = run(&Config { fit_sigmas: false, fit_scales: false, iterations: 4, ..config(Process::Ve) });
+    let top = weights.family[0].schedule.nodes()[0].sigma;
+    assert!(weights.family[0].improved && top == 80.0, "{top}");
+}
+
+#[test]
+fn where_nothing_better_is_found_it_hands_out_the_handcrafted_one_and_says_so() {
+    // One call of the budget is left for fitting: the ranking of 5 NFE takes the rest.
+    let full = run(&config(Process::Ve));
+    let stopped = run(&Config { max_calls: Some(full.ranking_calls + 1), ..config(Process::Ve) });
+    let fitted = &stopped.family[0];
+    let by = fitted.schedule.made_by.as_ref().unwrap();
+    assert_eq!(stopped.stopped.as_deref(), Some("calls"));
+    assert_eq!(stopped.model_calls, full.ranking_calls + 1);
+    assert!(!fitted.improved && by.method == "handcrafted");
+    assert_eq!(fitted.distance, by.handcrafted[0].distance);
+}
+
+#[test]
+fn a_stop_keeps_the_best_so_far_and_a_failure_is_carried_out() {
+    let full = run(&config(Process::Ve));
+    let mut mixture = Mixture::new(Process::Ve);
+    mixture.stop_at = Some(full.teacher_calls + full.model_calls * 3 / 4);
+    let stopped = distill(&Cpu, &config(Process::Ve), &like(), &mut mixture).unwrap();
+    assert_eq!(stopped.stopped.as_deref(), Some("cancelled"));
+    assert!(stopped.family[0].improved && stopped.family[0].distance >= full.family[0].distance);
+
+    let mut early = Mixture::new(Process::Ve);
+    early.stop_at = Some(3);
+    assert_eq!(
+        distill(&Cpu, &config(Process::Ve), &like(), &mut early).unwrap_err().status,
+        Status::Stopped,
+        "there is nothing to keep yet"
+    );
+    let mut failing = Mixture::new(Process::Ve);
+    failing.fail_at = Some(700);
+    let error = distill(&Cpu, &config(Process::Ve), &like(), &mut failing).unwrap_err();
+    assert_eq!(error.message, "the model gave up");
+}
+
+#[test]
+fn progress_counts_every_call_and_its_estimate_is_no_idle_one() {
+    let mut mixture = Mixture::new(Process::Ve);
+    let distilled = distill(&Cpu, &config(Process::Ve), &like(), &mut mixture).unwrap();
+    let told = mixture.told.into_inner();
+    assert_eq!(told.len() as u64, distilled.teacher_calls + distilled.model_calls);
+    assert!(told.windows(2).all(|p| p[1].calls == p[0].calls + 1));
+    let guess = told[0].calls_expected as f64 / told.len() as f64;
+    assert!((0.5..3.0).contains(&guess), "{guess} of the calls expected at the first");
+    assert!(told[told.len() / 2].seconds_left > 0.0);
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_schedule_from_wherever_it_was_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let config = Config { nfe_from: Some(4), checkpoint: Some(path.clone()), ..config(Process::Ve) };
+    let full = run(&config);
+    let text = std::fs::read(&path).unwrap();
+    for part in [1, 3, 7, 9] {
+        std::fs::write(&path, &text[..text.len() * part / 10]).unwrap();
+        let mut mixture = Mixture::new(Process::Ve);
+        let again = distill(&Cpu, &config, &like(), &mut mixture).unwrap();
+        assert_eq!(nodes(&again), nodes(&full), "cut at {part}/10");
+        assert!(std::fs::read(&path).unwrap().len() > text.len() / 2);
+        assert!(mixture.calls.get() < full.teacher_calls + full.model_calls);
+    }
+    let other = Config { nfe: 6, ..config.clone() };
+    let error = distill(&Cpu, &other, &like(), &mut Mixture::new(Process::Ve)).unwrap_err();
+    assert_eq!(error.status, Status::Mismatch);
+    std::fs::write(&path, b"{}\n[1]\n").unwrap();
+    assert!(distill(&Cpu, &config, &like(), &mut Mixture::new(Process::Ve)).is_err());
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    for (json, word) in [
+        ("{\"nfe\": 0}", "nfe is 0"),
+        ("{\"nfe\": 5, \"nfe_from\": 6}", "nfe_from is 6"),
+        ("{\"sigma_min\": 90}", "sigma_min is 90"),
+        ("{\"sigma_end\": 1}", "sigma_end is 1"),
+        ("{\"process\": \"flow\"}", "sigma_max is 80"),
+        ("{\"difference_step\": 0}", "difference_step is 0"),
+        ("{\"fit_sigmas\": false, \"fit_scales\": false, \"fit_weights\": false}", "all false"),
+        ("{\"nfee\": 5}", "unknown field"),
+        ("[]", "not options"),
+    ] {
+        let error = Config::from_json(json).unwrap_err();
+        assert!(error.status == Status::InvalidArgument && error.message.contains(word), "{json}: {error}");
+    }
+}
