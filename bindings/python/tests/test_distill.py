@@ -40,7 +40,7 @@ def test_a_family_gains_and_says_how_it_was_made(mixture, tmp_path):
         [found.schedules[4], handcrafted], mixture.model, mixture.begin, mixture.like, **OPTIONS
     )
     assert distances[0] < 0.7 * distances[1]
-    ends, teacher = [], lmsd.solve("dpmpp_3m", nfe=40, sigma_end=0.002, lower_order_final=False)
+    ends, teacher = [], lmsd.solve("unipc_bh2_3", nfe=40, sigma_end=0.002)
     for schedule in (teacher, handcrafted):
         ends.append(lmsd.sample(schedule, mixture.begin(2**21), mixture.model))
     norms = np.linalg.norm((ends[0] - ends[1]).reshape(32, -1), axis=1)

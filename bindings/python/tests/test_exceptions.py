@@ -117,7 +117,6 @@ def test_an_exception_of_a_tensor_operation_comes_back(function, mixture, monkey
         monkeypatch.undo()
 
 
-@pytest.mark.xfail(strict=True, reason="Sampler::step keeps the prediction of a step that failed")
 def test_a_sampler_goes_on_after_an_exception(mixture, monkeypatch):
     x = torch.from_numpy(mixture.begin(0))
     sampler = lmsd.Sampler(SCHEDULE, x)
