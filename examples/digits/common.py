@@ -144,21 +144,17 @@ class Claims:
         self.results = []
 
     def check(self, what, figure, relation, bar):
-        """`relation` is ">=" or "<="."""
-        good = figure >= bar if relation == ">=" else figure <= bar
-        self.results.append(
-            {"claim": what, "figure": figure, "relation": relation, "bar": bar, "pass": bool(good)}
-        )
+        """`relation` is ">=", "<=" or "<"."""
+        good = {">=": figure >= bar, "<=": figure <= bar, "<": figure < bar}[relation]
+        result = {"claim": what, "figure": figure, "relation": relation, "bar": bar, "pass": bool(good)}
+        self.results.append(result)
         print(f"{'PASS' if good else 'FAIL'}  {what}: {figure:.4g} (bar {relation} {bar:.4g})", flush=True)
 
-    @property
-    def failed(self):
-        return sum(not result["pass"] for result in self.results)
-
     def finish(self):
-        """Prints the count; returns the exit code."""
-        print(f"{len(self.results) - self.failed} of {len(self.results)} claims hold")
-        return 1 if self.failed else 0
+        """Prints how many hold; returns the exit code."""
+        good = sum(result["pass"] for result in self.results)
+        print(f"{good} of {len(self.results)} claims hold")
+        return 0 if good == len(self.results) else 1
 
 
 def write_json(path, value):

@@ -64,8 +64,8 @@ def distil(digits, args, hits):
 
 
 def measure_all(digits, schedules, test, solvers, nfes, hits):
-    """NFE -> Measured. An interrupt ends it after the NFE in work."""
-    found = {}
+    """NFE -> Measured. An interrupt meanwhile ends it after the NFE in work."""
+    found, before = {}, len(hits)
     for nfe in tqdm(nfes, desc="handcrafted solvers on all grids", unit="NFE", disable=None):
         best = {}
         for candidate in ranked(digits, handcrafted(digits, nfe, solvers), RANKING):
@@ -75,7 +75,7 @@ def measure_all(digits, schedules, test, solvers, nfes, hits):
         distances = measure(digits, [c.schedule for c in field] + own, test)
         order = np.argsort(distances[: len(field)])
         found[nfe] = Measured([(field[i], distances[i]) for i in order], distances[-1] if own else None)
-        if hits:
+        if len(hits) > before:
             break
     return found
 
@@ -169,7 +169,7 @@ def main():
         if args.quick or hits:
             solvers, test = FEW_SOLVERS, min(test, 64)
         if not hits:  # how many calls would handcrafted solvers need?
-            nfes += [nfe for nfe in (10, 12, 14, 16) if max(nfes) < nfe <= 2 * max(nfes)]
+            nfes += range(max(nfes) + 2 - max(nfes) % 2, 2 * max(nfes) + 1, 2)
         measured = measure_all(digits, schedules, test, solvers, nfes, hits)
         rows, goal = compared(digits, schedules, measured, test)
         print_results(rows, goal, test)

@@ -92,7 +92,7 @@ def distance(measured, rows):
         for candidate, value in at.handcrafted:
             lines.setdefault(candidate.solver, {})[nfe] = value
     last = max(measured)
-    lines = {name: line for name, line in lines.items() if last in line and min(line) < last}
+    lines = {name: line for name, line in lines.items() if last in line}
     for line in lines.values():
         ax.plot(line.keys(), line.values(), color=OTHERS, lw=0.8, zorder=1)
     best = {nfe: at.handcrafted[0][1] for nfe, at in measured.items()}
@@ -104,12 +104,12 @@ def distance(measured, rows):
     everything += [max(line.values()) for line in lines.values()]
     low, high = 0.65 * min(everything), 1.2 * max(everything)
     places = spread([math.log(line[last]) for line in lines.values()], 0.027 * math.log(high / low))
-    places += max(0, math.log(low) - places.min())
+    places += max(0.0, math.log(low) - places.min())
     for (name, line), place in zip(lines.items(), places, strict=True):
         ax.annotate(
             name,
             (last, line[last]),
-            (last + 0.055 * (last - min(measured)), math.exp(place)),
+            (last + 0.055 * max(1, last - min(measured)), math.exp(place)),
             color="#555555",
             size=8.5,
             va="center",
@@ -130,9 +130,9 @@ def distance(measured, rows):
         times = f"{row['calls'] / row['nfe']:.1f}\N{MULTIPLICATION SIGN}"
         ax.annotate(times, ((row["nfe"] + row["calls"]) / 2, level), color=DISTILLED, size=10.5, **place)
     nfe = max(own)
-    place = {"textcoords": "offset points", "ha": "right", "va": "top", "weight": "bold", "size": 12}
-    ax.annotate("distilled", (nfe, own[nfe]), (-8, -2), color=DISTILLED, **place)
-    ax.annotate("best handcrafted", (last, best[last]), (0, -9), color=HANDCRAFTED, **place)
+    place = {"textcoords": "offset points", "va": "top", "weight": "bold", "size": 12}
+    ax.annotate("distilled", (nfe, own[nfe]), (-4, -9), color=DISTILLED, ha="left", **place)
+    ax.annotate("best handcrafted", (last, best[last]), (0, -9), color=HANDCRAFTED, ha="right", **place)
     ax.set(yscale="log", ylim=(low, high), xlim=(min(measured) - 0.3, last + 0.2))
     ax.set_xlabel("model calls a sample (NFE)")
     ax.set_ylabel("mean distance to the teacher, in pixels of [-1, 1]")
@@ -161,7 +161,7 @@ def learned(schedules):
                     label="Karras grid, rho 7" if i == 0 else None)  # fmt: skip
         levels.plot(schedule.sigmas[:-1], [nfe] * nfe, "o", color=DISTILLED, ms=7,
                     label="learned" if i == 0 else None)  # fmt: skip
-        shade = 0.35 + 0.65 * i / max(1, len(schedules) - 1)
+        shade = 0.3 + 0.7 * (i + 1) / len(schedules)
         scales.plot(schedule.sigmas[:-1], schedule.scales, "o-", color=DISTILLED, alpha=shade, ms=4, lw=1.4)
         scales.annotate(
             f" {nfe}", (schedule.sigmas[nfe - 1], schedule.scales[-1]), color=DISTILLED, size=10, va="center"

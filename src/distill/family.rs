@@ -19,8 +19,9 @@ const BASELINES: usize = 4;
 const LOW_STARTS: [&str; 3] = ["dpmpp_2m", "dpmpp_3m", "ipndm_3"];
 const LOW_SIGMAS: [f64; 3] = [0.25, 0.1, 0.05];
 const LOW_SIGMAS_FLOW: [f64; 3] = [0.97, 0.93, 0.85];
-/// Starts that are given one step each before the best of them goes on alone.
+/// The best starts race: each gets so many steps, so many are left, and again.
 const STARTS: usize = 5;
+const RACE: [(usize, usize); 2] = [(1, 2), (2, 1)];
 
 /// One NFE of the family in work.
 struct Entry {
@@ -159,7 +160,7 @@ fn run<B: Tensors>(bench: &mut Bench<B>, entries: &mut Vec<Entry>, ranking_calls
         }
         *ranking_calls += bench.model_calls - before;
 
-        let mut fits = match &below {
+        let fits = match &below {
             None => from_handcrafted(config, ranked)?,
             Some(below) => {
                 if let Some((smaller, _)) = smaller {
@@ -171,15 +172,9 @@ fn run<B: Tensors>(bench: &mut Bench<B>, entries: &mut Vec<Entry>, ranking_calls
             }
         };
         bench.progress.phase = if below.is_some() { Phase::Grow } else { Phase::Fit };
-        let starts: Vec<Schedule> = fits.iter().map(|fit| fit.schedule.clone()).collect();
-        for fit in &mut fits {
-            fit.step(bench)?;
-        }
-        let first = (0..fits.len()).min_by(|a, b| fits[*a].train.total_cmp(&fits[*b].train));
-        let first = first.ok_or_else(|| Error::argument("no start fits these options"))?;
-        let held = bench.distances(Set::Held, &[&starts[first]])?[0];
-        entry.start = Some((starts[first].clone(), held));
-        let mut fit = fits.swap_remove(first);
+        let (start, mut fit) = race(bench, fits)?;
+        let held = bench.distances(Set::Held, &[&start])?[0];
+        entry.start = Some((start, held));
         bench.progress.phase = Phase::Fit;
         keep(bench, entry, &fit.schedule, fit.train)?;
         for _ in 1..config.iterations {
@@ -192,6 +187,21 @@ fn run<B: Tensors>(bench: &mut Bench<B>, entries: &mut Vec<Entry>, ranking_calls
         below = Some(fit);
     }
     Ok(())
+}
+
+/// Gives every fit its steps, drops the worse ones, and so on until one is left, with its start.
+fn race<B: Tensors>(bench: &mut Bench<B>, fits: Vec<Fit>) -> Result<(Schedule, Fit)> {
+    let mut field: Vec<_> = fits.into_iter().map(|fit| (fit.schedule.clone(), fit)).collect();
+    for (steps, left) in RACE {
+        for (_, fit) in &mut field {
+            for _ in 0..steps {
+                fit.step(bench)?;
+            }
+        }
+        field.sort_by(|a, b| a.1.train.total_cmp(&b.1.train));
+        field.truncate(left);
+    }
+    field.into_iter().next().ok_or_else(|| Error::argument("no start fits these options"))
 }
 
 /// Fits from the best handcrafted starts.
@@ -251,7 +261,7 @@ fn expected_calls<B: Tensors>(bench: &Bench<B>, nfe: usize) -> u64 {
         let calls: usize = unknowns(config, &start).iter().map(|u| nfe - u.first_call()).sum();
         let step = nfe + calls + 3 * nfe;
         let (tried, low) = if nfe == config.nfe_from() { (STARTS, 9) } else { (nfe, 0) };
-        let steps = tried + config.iterations.min(15);
+        let steps = tried + 2 + config.iterations.min(15);
         let rank = nfe * (CONTENDERS.len() * grids(config).len() + low);
         (rank + steps * step) as u64 * bench.batch_count(Set::Train)
             + (nfe * (BASELINES + steps)) as u64 * bench.batch_count(Set::Held)

@@ -98,6 +98,6 @@ impl Journal {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
         let mut line = serde_json::to_string(record).expect("plain data always serializes");
         line.push('\n');
-        file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).map_err(|e| io(path, e))
+        file.write_all(line.as_bytes()).map_err(|e| io(path, e))
     }
 }
