@@ -73,7 +73,7 @@ def measure_all(digits, schedules, test, solvers, nfes, hits):
         field = list(best.values())
         own = [schedules[nfe]] if nfe in schedules else []
         distances = measure(digits, [c.schedule for c in field] + own, test)
-        order = np.argsort(distances[: len(field)])
+        order = [i for i in np.argsort(distances[: len(field)]) if np.isfinite(distances[i])]
         found[nfe] = Measured([(field[i], distances[i]) for i in order], distances[-1] if own else None)
         if len(hits) > before:
             break
@@ -83,7 +83,8 @@ def measure_all(digits, schedules, test, solvers, nfes, hits):
 def compared(digits, schedules, measured, test):
     """What the table and the pictures show, a dict for each distilled NFE; and the teacher's end points."""
     frechet = Frechet()
-    wanted, labels = end_points(digits, teacher(digits), test)
+    goal = teacher(digits)
+    wanted, labels = end_points(digits, goal, test)
     best = {nfe: at.handcrafted[0][1] for nfe, at in measured.items()}
     rows = []
     for nfe, at in measured.items():
@@ -107,7 +108,7 @@ def compared(digits, schedules, measured, test):
                 "distilled_images": own,
             }
         )
-    return rows, {"images": wanted, "labels": labels, "frechet": frechet(wanted)}
+    return rows, {"calls": goal.nfe, "images": wanted, "labels": labels, "frechet": frechet(wanted)}
 
 
 def print_results(rows, goal, test):
@@ -140,7 +141,7 @@ def arguments():
     parser.add_argument("--nfe", type=nfe_range, help="model calls, such as 5 or 3-8 (default 3-8)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and labels (default %(default)s)")
-    parser.add_argument("--trajectories", type=int, default=64, help="to fit to (default %(default)s)")
+    parser.add_argument("--trajectories", type=int, default=128, help="to fit to (default %(default)s)")
     parser.add_argument("--test", type=int, help="test trajectories, in batches of 64 (default 256)")
     parser.add_argument("--quick", action="store_true", help="less of everything: 3 to 5 NFE, few solvers")
     args = parser.parse_args()

@@ -41,7 +41,7 @@ def images(rows, goal):
     wanted = goal["images"][chosen, 0]
     grey = {"cmap": "gray_r", "vmin": -1, "vmax": 1}
     signed = {"cmap": SIGNED, "vmin": -1, "vmax": 1}
-    strips = [("The teacher", None), (wanted, "100 calls", TEACHER, grey)]
+    strips = [("The teacher", None), (wanted, f"{goal['calls']} calls", TEACHER, grey)]
     for row in rows:
         strips.append((f"{row['nfe']} calls", None))
         for name, color in (("distilled", DISTILLED), ("handcrafted", HANDCRAFTED)):
@@ -214,8 +214,8 @@ def cell(text, tag="td"):
 
 def table(rows):
     """The table as HTML."""
-    head = ["NFE", "distilled", "best handcrafted", "ratio", "as good as handcrafted at"]
-    head += ["Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet, distilled", "best handcrafted", "which is"]
+    head = ["NFE", "distilled", "best handcrafted", "ratio", "as good as"]
+    head += ["Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet, distilled", "handcrafted", "best handcrafted solver"]
     lines = ["<tr>" + "".join(cell(text, "th") for text in head) + "</tr>"]
     for row in rows:
         cells = [
@@ -223,7 +223,7 @@ def table(rows):
             f"{row['distilled']:.4f}",
             f"{row['handcrafted']:.4f}",
             f"{row['ratio']:.1f}\N{MULTIPLICATION SIGN}",
-            "more than measured" if row["calls"] is None else f"{row['calls']:.1f} calls",
+            "more calls" if row["calls"] is None else f"{row['calls']:.1f} calls",
             f"{row['frechet_distilled']:.3f}",
             f"{row['frechet_handcrafted']:.3f}",
             f"{row['solver']}, {row['setting']}",
@@ -247,7 +247,7 @@ h2 {{ margin-top: 2.4rem; font-size: 1.3rem; border-bottom: 2px solid #0072B2; }
 img {{ width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .55rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: bottom; }}
+th, td {{ padding: .35rem .45rem; border-bottom: 1px solid #ccc; text-align: right; vertical-align: bottom; }}
 th:last-child, td:last-child {{ text-align: left; min-width: 9rem; }}
 td:nth-child(2), td:nth-child(4) {{ font-weight: bold; color: #0072B2; }}
 pre {{ overflow-x: auto; padding: .8rem; background: #f4f4f4; font-size: .82rem; line-height: 1.4; }}
@@ -273,15 +273,16 @@ the teacher's pixels: white is none, and the paler the better.</p>
 <p><b>Distance</b> (second and third column): mean over {test} test trajectories of the Euclidean distance to
 the teacher's image, with pixels in [-1, 1]; lower is better. <b>Best handcrafted</b>: the best here of
 {solvers} published solvers, each on the best of five grids (Karras rho 3, 5, 7, 10, logarithmic), with or
-without lower order at the end. <b>As good as handcrafted at</b>: the calls that the best handcrafted solvers
-need to reach the distilled distance, between measured NFEs by interpolation. <b>Fr&eacute;chet</b>: distance
+without lower order at the end. <b>As good as</b>: the calls that the best handcrafted solvers need to reach
+the distilled distance, between measured NFEs by interpolation. <b>Fr&eacute;chet</b>: distance
 to the training images in the features of a digit classifier, {frechet} for the teacher; lower is better, and
 with so few images it compares only within this page.</p>
 
 <h2>Distance against calls</h2>
 <img src="{distance}" alt="Distance to the teacher against NFE, logarithmic">
-<p>Thin lines are the published solvers, each on its best grid. Follow an arrow from a distilled schedule to
-the right: where it ends the best handcrafted solver is as good.</p>
+<p>Thin lines are the published solvers, each on its best grid (heun, which takes odd numbers of calls only, is
+not drawn). Follow an arrow from a distilled schedule to the right: where it ends the best handcrafted solver
+is as good.</p>
 
 <h2>What was learned</h2>
 <img src="{learned}" alt="Noise levels, time scaling factors and weights of the distilled schedules">
