@@ -2,11 +2,11 @@
  *
  *     make bench-overhead
  *
- * Distils 5 NFE for latents [16, 4, 64, 64] in float32 on the built-in CPU backend with every sigma, scale and
- * weight free. The data is analytic: each channel has two modes and a variance of its own, and its exact denoiser
- * is padded to 50 ms by sleeping. At most a tenth of the time may pass outside the host's callbacks (PASS, exit
- * code 0). A second, shorter run with a model that does not sleep, on a host that hands the operations on tensors
- * back to the library, shows what that time is spent on. */
+ * Distils 5 NFE for latents [16, 4, 64, 64] in float32 on the built-in CPU backend with every sigma, scale
+ * and weight free. The data is analytic: each channel has two modes and a variance of its own, and its exact
+ * denoiser is padded to 50 ms by sleeping. At most a tenth of the time may pass outside the host's callbacks
+ * (PASS, exit code 0). A second, shorter run with a model that does not sleep, on a host that hands the
+ * operations on tensors back to the library, shows what that time is spent on. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -116,7 +116,8 @@ static void release(void *user_data, void *tensor) {
     me->alloc += seconds() - start;
 }
 
-static int lincomb(void *user_data, void *out, size_t count, const double *factors, const void *const *terms) {
+static int lincomb(void *user_data, void *out, size_t count, const double *factors,
+                   const void *const *terms) {
     host *me = user_data;
     double start = seconds();
     lmsd_status status = lmsd_lincomb(NULL, count, factors, terms, out);
@@ -158,8 +159,8 @@ static char *distil(host *me, const lmsd_host *tensors, int calls) {
         .struct_size = sizeof problem, .user_data = me, .like = &like, .begin = begin, .model = model};
     char options[256];
     snprintf(options, sizeof options,
-             "{\"nfe\": 5, \"trajectories\": %d, \"held_out\": %d, \"max_calls\": %d, \"sigma_end\": 0.002}", BATCH,
-             BATCH, calls);
+             "{\"nfe\": 5, \"trajectories\": %d, \"held_out\": %d, \"max_calls\": %d, \"sigma_end\": 0.002}",
+             BATCH, BATCH, calls);
     lmsd_distilled *distilled = NULL;
     char *report = NULL;
     if (lmsd_distill(options, tensors, &problem, &distilled) != LMSD_STATUS_OK ||
@@ -178,8 +179,8 @@ int main(void) {
     char *report = distil(&slow, NULL, 2400);
     double all = number(report, "seconds"), reported = number(report, "callback_seconds");
     double outside = 1 - reported / all;
-    printf("%lu calls, the teacher's %.0f among them: %.1f s, of which %.1f s in callbacks (%.1f s by their own "
-           "clock)\n",
+    printf("%lu calls, the teacher's %.0f among them: %.1f s, of which %.1f s in callbacks (%.1f s by their "
+           "own clock)\n",
            slow.calls, number(report, "teacher_calls"), all, reported, slow.inside);
     lmsd_string_free(report);
 
@@ -198,8 +199,8 @@ int main(void) {
     printf("what the library does, per model call: %.2f ms, of which\n", 1e3 * own / (double)fast.calls);
     printf("  linear combinations  %4.1f %%  (%.1f a call, %.2f ms each)\n", 100 * fast.lincomb / own,
            (double)fast.lincombs / (double)fast.calls, 1e3 * fast.lincomb / (double)fast.lincombs);
-    printf("  Gram matrices        %4.1f %%  (%lu of them, %.1f ms each)\n", 100 * fast.gram / own, fast.grams,
-           1e3 * fast.gram / (double)fast.grams);
+    printf("  Gram matrices        %4.1f %%  (%lu of them, %.1f ms each)\n", 100 * fast.gram / own,
+           fast.grams, 1e3 * fast.gram / (double)fast.grams);
     printf("  memory               %4.1f %%\n", 100 * fast.alloc / own);
     printf("  all else             %4.1f %%\n", 100 * rest / own);
 

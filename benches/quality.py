@@ -119,7 +119,7 @@ def run(guidance, args, claims):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="out/quality.json", help="file (default %(default)s)")
-    parser.add_argument("--trajectories", type=int, default=64, help="to fit to (default %(default)s)")
+    parser.add_argument("--trajectories", type=int, default=256, help="to fit to (default %(default)s)")
     parser.add_argument(
         "--test", type=int, default=1000, help="trajectories, in batches of 125 (default 1000)"
     )

@@ -223,7 +223,7 @@ def table(rows):
             f"{row['distilled']:.4f}",
             f"{row['handcrafted']:.4f}",
             f"{row['ratio']:.1f}\N{MULTIPLICATION SIGN}",
-            "more calls" if row["calls"] is None else f"{row['calls']:.1f} calls",
+            "more" if row["calls"] is None else f"{row['calls']:.1f}\N{NO-BREAK SPACE}calls",
             f"{row['frechet_distilled']:.3f}",
             f"{row['frechet_handcrafted']:.3f}",
             f"{row['solver']}, {row['setting']}",
@@ -280,9 +280,9 @@ with so few images it compares only within this page.</p>
 
 <h2>Distance against calls</h2>
 <img src="{distance}" alt="Distance to the teacher against NFE, logarithmic">
-<p>Thin lines are the published solvers, each on its best grid (heun, which takes odd numbers of calls only, is
-not drawn). Follow an arrow from a distilled schedule to the right: where it ends the best handcrafted solver
-is as good.</p>
+<p>Thin lines are the published solvers, each on its best grid (heun, which takes odd numbers of calls only,
+is not drawn). Follow an arrow from a distilled schedule to the right: where it ends the best handcrafted
+solver is as good.</p>
 
 <h2>What was learned</h2>
 <img src="{learned}" alt="Noise levels, time scaling factors and weights of the distilled schedules">

@@ -35,6 +35,12 @@ struct Entry {
     trace: Vec<(u64, f64, f64)>,
 }
 
+/// Distils schedules for the model of `problem`. `like` gives the shape of a batch; its contents
+/// are not read.
+///
+/// # Errors
+/// Whatever a callback returns; `NonFinite` where the teacher diverges; `Mismatch` where the
+/// checkpoint was made for something else; `Stopped` where the run was ended before the first result.
 pub fn distill<B: Tensors>(
     tensors: &B,
     config: &Config,
@@ -42,6 +48,11 @@ pub fn distill<B: Tensors>(
     problem: &mut dyn Problem<B::Tensor>,
 ) -> Result<Distilled> {
     config.validate()?;
+    let (teacher_nfe, least) = (config.teacher_nfe, 2 * config.nfe);
+    if teacher_nfe < least {
+        let message = format!("teacher_nfe is {teacher_nfe}; it must be at least twice nfe, {least}");
+        return Err(Error::argument(message));
+    }
     let mut bench = Bench::new(tensors, config, like, problem, teacher(config)?)?;
     let mut entries = Vec::new();
     let mut ranking_calls = 0;
@@ -63,6 +74,8 @@ pub fn distill<B: Tensors>(
     })
 }
 
+/// Mean distances of `schedules` to the teacher's end points over `config.held_out` trajectories
+/// that no distillation sees (batches from [`super::TEST_BATCHES`]).
 pub fn compare<B: Tensors>(
     tensors: &B,
     config: &Config,

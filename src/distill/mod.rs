@@ -5,12 +5,14 @@
 //! held-out trajectories decide what is kept. The design space is that of DLMS (OpenReview
 //! vkOFOUDLTn), the optimiser is not.
 //!
-//! [`measure`](self) (batches, teacher, distances, Jacobians) <- `fit` <- `family`.
+//! `measure` (batches, teacher, distances, Jacobians) <- `fit` <- `family`.
 
 mod family;
 mod fit;
 mod journal;
 mod measure;
+
+pub use family::{compare, distill};
 
 use std::path::PathBuf;
 
@@ -19,7 +21,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::schedule::{MadeFor, Named, Process, Schedule};
 use crate::solver::Grid;
-use crate::tensor::Tensors;
 
 /// Batches with these indices and above are held out: never fitted to, they decide what is kept.
 pub const HELD_OUT_BATCHES: u64 = 1 << 20;
@@ -273,38 +274,4 @@ impl Distilled {
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("plain data always serializes")
     }
-}
-
-/// Distils schedules for the model of `problem`. `like` gives the shape of a batch; its contents
-/// are not read.
-///
-/// # Errors
-/// Whatever a callback returns; `NonFinite` where the teacher diverges; `Mismatch` where the
-/// checkpoint was made for something else; `Stopped` where the run was ended before the first result.
-pub fn distill<B: Tensors>(
-    tensors: &B,
-    config: &Config,
-    like: &B::Tensor,
-    problem: &mut dyn Problem<B::Tensor>,
-) -> Result<Distilled> {
-    if config.teacher_nfe < 2 * config.nfe {
-        return Err(Error::argument(format!(
-            "teacher_nfe is {}; it must be at least twice nfe, {}",
-            config.teacher_nfe,
-            2 * config.nfe
-        )));
-    }
-    family::distill(tensors, config, like, problem)
-}
-
-/// Mean distances of `schedules` to the teacher's end points over `config.held_out` trajectories
-/// that no distillation sees (batches from [`TEST_BATCHES`]).
-pub fn compare<B: Tensors>(
-    tensors: &B,
-    config: &Config,
-    like: &B::Tensor,
-    problem: &mut dyn Problem<B::Tensor>,
-    schedules: &[&Schedule],
-) -> Result<Vec<f64>> {
-    family::compare(tensors, config, like, problem, schedules)
 }
