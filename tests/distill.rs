@@ -212,6 +212,9 @@ fn a_stop_keeps_the_best_so_far_and_a_failure_is_carried_out() {
         Status::Stopped,
         "there is nothing to keep yet"
     );
+    let hasty = Config { max_seconds: Some(1e-9), ..config(Process::Ve) };
+    let error = distill(&Cpu, &hasty, &like(), &mut Mixture::new(Process::Ve)).unwrap_err();
+    assert!(error.status == Status::Stopped && error.message.contains("seconds"), "{error}");
     let mut failing = Mixture::new(Process::Ve);
     failing.fail_at = Some(700);
     let error = distill(&Cpu, &config(Process::Ve), &like(), &mut failing).unwrap_err();
