@@ -81,6 +81,15 @@ unsafe fn text<'a>(p: *const c_char, what: &str) -> Result<&'a str> {
     text.to_str().map_err(|e| Error::argument(format!("{what} is not UTF-8: {e}")))
 }
 
+/// # Safety
+/// `handle` is NULL or made by `Box::into_raw`, and freed once.
+unsafe fn free_box<T>(handle: *mut T) {
+    if !handle.is_null() {
+        // SAFETY: the caller's promise.
+        drop(unsafe { Box::from_raw(handle) });
+    }
+}
+
 fn give_text(text: String) -> Result<*mut c_char> {
     let text = CString::new(text).map_err(|_| Error::new(Status::Internal, "a text with a NUL in it"))?;
     Ok(text.into_raw())
@@ -319,12 +328,7 @@ pub unsafe extern "C" fn lmsd_schedule_check(schedule: *const LmsdSchedule, host
 /// `schedule` is NULL or made by this library, freed once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lmsd_schedule_free(schedule: *mut LmsdSchedule) {
-    guard_or((), || {
-        if !schedule.is_null() {
-            // SAFETY: made by Box::into_raw, freed once.
-            drop(unsafe { Box::from_raw(schedule) });
-        }
-    })
+    guard_or((), || unsafe { free_box(schedule) })
 }
 
 /// The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to
@@ -852,12 +856,7 @@ pub unsafe extern "C" fn lmsd_sampler_result(sampler: *const LmsdSampler, out: *
 /// `sampler` is NULL or made by `lmsd_sampler_new`, freed once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lmsd_sampler_free(sampler: *mut LmsdSampler) {
-    guard_or((), || {
-        if !sampler.is_null() {
-            // SAFETY: made by Box::into_raw, freed once.
-            drop(unsafe { Box::from_raw(sampler) });
-        }
-    })
+    guard_or((), || unsafe { free_box(sampler) })
 }
 
 // ---------------------------------------------------------------- distillation
@@ -1048,12 +1047,7 @@ pub unsafe extern "C" fn lmsd_distilled_report(
 /// `distilled` is NULL or made by `lmsd_distill`, freed once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lmsd_distilled_free(distilled: *mut LmsdDistilled) {
-    guard_or((), || {
-        if !distilled.is_null() {
-            // SAFETY: made by Box::into_raw, freed once.
-            drop(unsafe { Box::from_raw(distilled) });
-        }
-    })
+    guard_or((), || unsafe { free_box(distilled) })
 }
 
 /// Mean Euclidean distances of `count` schedules to the teacher's end points, over `"held_out"`
