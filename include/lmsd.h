@@ -496,6 +496,19 @@ lmsd_status lmsd_schedule_node(const struct lmsd_schedule *schedule,
                                struct lmsd_node *out);
 
 /**
+ * The schedule for a state that is at noise level `sigma` already, as image-to-image hosts have it:
+ * above its sigma_end, at most its sigma_start. Above the first node's sigma all nodes stay. Below
+ * it the node nearest to `sigma` in log sigma moves there and those before it are dropped, so NFE
+ * falls; rows that lose predictions are completed on the oldest one left. `schedule` stays as it is.
+ *
+ * # Safety
+ * `schedule` is valid, `out` writable.
+ */
+lmsd_status lmsd_schedule_start_at(const struct lmsd_schedule *schedule,
+                                   double sigma,
+                                   struct lmsd_schedule **out);
+
+/**
  * Refuses a schedule that was made for something else than `host`, a JSON object of the host's
  * own values: `"process"`, and any of `"model"`, `"model_hash"`, `"guidance_scale"`,
  * `"latent_shape"`, `"sigma_min"`, `"sigma_max"`, `"shift"`. Only what both sides state is
@@ -627,7 +640,7 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  * `options`: a JSON object, all fields optional: `"nfe"`, `"nfe_from"` (a family from there to
  * `nfe` in one run), `"process"`, `"sigma_min"`, `"sigma_max"`, `"sigma_end"`, `"trajectories"`,
  * `"held_out"`, `"teacher"`, `"teacher_nfe"`, `"teacher_grid"`, `"sums"` (`"free"` or `"affine"`),
- * `"order"`, `"fit_sigmas"`, `"fit_scales"`, `"fit_weights"`, `"difference_step"`, `"iterations"`,
+ * `"order"`, `"fit_sigmas"`, `"fit_start"`, `"fit_scales"`, `"fit_weights"`, `"difference_step"`, `"iterations"`,
  * `"max_calls"`, `"max_seconds"`, `"checkpoint"` (a file; a run that was killed resumes from it to
  * the same result), `"made_for"`, `"seeds"`.
  *

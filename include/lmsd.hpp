@@ -161,6 +161,10 @@ public:
         auto write = [&](char **out) { return lmsd_schedule_to_json(get(), out); };
         return detail::own(lmsd_string_free, write).get();
     }
+    /// The schedule for a state at noise level `sigma` already; see lmsd_schedule_start_at.
+    Schedule start_at(double sigma) const {
+        return make([&](lmsd_schedule **out) { return lmsd_schedule_start_at(get(), sigma, out); });
+    }
     /// Refuses a schedule that was made for something else; `host` as for lmsd_schedule_check.
     void check(const std::string &host) const { detail::check(lmsd_schedule_check(get(), host.c_str())); }
 

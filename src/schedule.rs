@@ -93,12 +93,15 @@ pub struct MadeFor {
     pub snapped: Option<bool>,
 }
 
-/// The mean distance of one handcrafted solver, kept beside the distilled one's.
+/// The mean distance of another schedule, kept beside this one's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Baseline {
     pub solver: String,
     pub grid: String,
+    /// Where it is not that of the schedule itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nfe: Option<u64>,
     pub distance: f64,
 }
 
@@ -151,6 +154,10 @@ pub struct MadeBy {
     /// The handcrafted solvers at the same NFE, best first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub handcrafted: Vec<Baseline>,
+    /// Distances of this schedule and of others, at this NFE and at others, on trajectories that
+    /// nothing was fitted to or selected by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub compared: Vec<Baseline>,
 }
 
 /// A multistep sampler as data. Build one with [`Schedule::new`] or read one with
@@ -400,6 +407,47 @@ impl Schedule {
     /// Writes the file whole or not at all: into a temporary file beside it, then renamed.
     pub fn save(&self, path: &Path) -> Result<()> {
         write_atomic(path, self.to_json().as_bytes())
+    }
+
+    /// The schedule for a state that is at noise level `sigma` already, as image-to-image hosts have
+    /// it: `sigma_end` < `sigma` <= `sigma_start`.
+    ///
+    /// Above the first node's sigma all nodes stay. Below it the node nearest to `sigma` in log sigma
+    /// moves there and those before it are dropped, so NFE falls. A row that loses predictions by
+    /// that gives the oldest one left what its sum is short of 1 (of 0, where the row is a
+    /// correction). The record of distances goes: it is about the whole schedule.
+    pub fn start_at(&self, sigma: f64) -> Result<Self> {
+        if !(sigma > self.sigma_end && sigma <= self.sigma_start) {
+            let range = format!("above {} and at most {}", self.sigma_end, self.sigma_start);
+            return Err(Error::argument(format!("sigma is {sigma}; this schedule starts {range}")));
+        }
+        let mut part = Self { sigma_start: sigma, ..self.clone() };
+        if sigma == self.sigma_start {
+            return Ok(part);
+        }
+        part.made_by =
+            self.made_by.as_ref().map(|by| MadeBy { method: by.method.clone(), ..MadeBy::default() });
+        if sigma < self.nodes[0].sigma {
+            let far = |node: &Node| (node.sigma / sigma).ln().abs();
+            // Of two at the same sigma the last: the row of the first is a correction.
+            let nearest =
+                (0..self.nfe()).rev().min_by(|a, b| far(&self.nodes[*a]).total_cmp(&far(&self.nodes[*b])));
+            part.nodes.drain(..nearest.expect("there is a node"));
+            part.nodes[0].sigma = sigma;
+            for n in 0..part.nfe() {
+                let sum = if part.sigma(n) == part.sigma(n + 1) { 0.0 } else { 1.0 };
+                let weights = &mut part.nodes[n].weights;
+                if weights.len() > n + 1 {
+                    weights.truncate(n + 1);
+                    weights[n] += sum - weights.iter().sum::<f64>();
+                }
+            }
+            if self.process == Process::Flow {
+                part.nodes.iter_mut().for_each(|node| node.scale = node.scale.min(1.0 / node.sigma));
+            }
+        }
+        part.validate()?;
+        Ok(part)
     }
 
     /// Refuses a schedule made for something else, naming the first value that differs. Only values

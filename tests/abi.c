@@ -326,6 +326,23 @@ static void test_solvers(void) {
     lmsd_string_free(list);
 }
 
+static void test_start_at(void) {
+    lmsd_schedule *s = solve("{\"solver\": \"dpmpp_3m\", \"nfe\": 6}"), *part = NULL;
+    OK(lmsd_schedule_start_at(s, 80.0, &part));
+    CHECK(lmsd_schedule_nfe(part) == 6);
+    lmsd_schedule_free(part);
+    OK(lmsd_schedule_start_at(s, 1.0, &part));
+    CHECK(lmsd_schedule_sigma_start(part) == 1.0 && lmsd_schedule_nfe(part) < 6);
+    lmsd_schedule_free(part);
+    part = NULL;
+    REFUSED(lmsd_schedule_start_at(s, 81.0, &part), INVALID_ARGUMENT, "81");
+    REFUSED(lmsd_schedule_start_at(s, 0.0, &part), INVALID_ARGUMENT, "above 0");
+    REFUSED(lmsd_schedule_start_at(s, 1.0, NULL), INVALID_ARGUMENT, "out");
+    REFUSED(lmsd_schedule_start_at(NULL, 1.0, &part), INVALID_ARGUMENT, "schedule");
+    CHECK(part == NULL);
+    lmsd_schedule_free(s);
+}
+
 static void test_made_for(void) {
     const char *text =
         "{\"format\": 1, \"process\": \"ve\", \"nfe\": 1, \"sigma_start\": 80, \"sigma_end\": 0,"
@@ -1335,6 +1352,7 @@ int main(void) {
     test_library();
     test_schedule(path);
     test_solvers();
+    test_start_at();
     test_made_for();
     test_bad_files(folder);
     test_tensors();

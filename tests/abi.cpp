@@ -73,6 +73,8 @@ void test_schedule(const std::string &path) {
     auto read = lmsd::Schedule::load(path);
     CHECK(read.to_json() == s.to_json());
     CHECK(lmsd::Schedule::solve().nfe() == 8);
+    CHECK(s.start_at(1).sigma_start() == 1 && s.start_at(1).nfe() < 4);
+    REFUSED(INVALID_ARGUMENT, "at most 80", s.start_at(81));
     s.check(R"({"process": "ve"})");
     REFUSED(MISMATCH, "flow", s.check(R"({"process": "flow"})"));
     REFUSED(INVALID_ARGUMENT, "nfe is 0", lmsd::Schedule::solve(R"({"nfe": 0})"));

@@ -181,6 +181,11 @@ fn what_may_not_move_does_not() {
     let weights = run(&Config { fit_sigmas: false, fit_scales: false, iterations: 4, ..config(Process::Ve) });
     let top = weights.family[0].schedule.nodes()[0].sigma;
     assert!(weights.family[0].improved && top == 80.0, "{top}");
+    for process in [Process::Ve, Process::Flow] {
+        let kept =
+            run(&Config { fit_start: false, nfe: 4, nfe_from: Some(3), iterations: 4, ..config(process) });
+        assert!(kept.family.iter().all(|f| f.improved && f.schedule.sigma(0) == f.schedule.sigma_start()));
+    }
 }
 
 #[test]

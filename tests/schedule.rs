@@ -118,3 +118,51 @@ proptest! {
         prop_assert_eq!(back.to_json(), schedule.to_json());
     }
 }
+
+/// A part of a schedule: a node moved to the start, and the rows completed.
+#[test]
+fn a_part_starts_where_the_state_is() {
+    let node = |sigma, weights: &[f64]| Node { sigma, scale: 1.1, weights: weights.to_vec() };
+    let nodes = vec![
+        node(20.0, &[0.9]),
+        node(4.0, &[1.5, -0.4]),
+        node(1.0, &[1.4, -0.5, 0.2]),
+        node(0.3, &[1.2, -0.3]),
+    ];
+    let mut whole = Schedule::new(Process::Ve, 80.0, 0.002, nodes).unwrap();
+    whole.made_by = Some(MadeBy { method: "distilled".into(), distance: Some(0.1), ..MadeBy::default() });
+    assert_eq!(whole.start_at(80.0).unwrap(), whole);
+
+    let above = whole.start_at(40.0).unwrap();
+    assert_eq!((above.sigma_start(), above.nodes()), (40.0, whole.nodes()));
+    assert_eq!(above.made_by.as_ref().unwrap().distance, None);
+
+    let part = whole.start_at(3.0).unwrap();
+    assert_eq!((part.sigma_start(), part.nfe(), part.sigma(0)), (3.0, 3, 3.0));
+    assert_eq!(part.nodes()[0].weights, [1.0]);
+    assert_eq!(part.nodes()[1].weights, [1.4, 1.0 - 1.4]);
+    assert_eq!(part.nodes()[2], whole.nodes()[3]);
+    assert_eq!(whole.start_at(0.01).unwrap().nfe(), 1);
+
+    for (sigma, words) in [(80.1, "at most 80"), (0.002, "above 0.002"), (f64::NAN, "NaN"), (-1.0, "-1")] {
+        let error = whole.start_at(sigma).unwrap_err();
+        assert!(error.status == Status::InvalidArgument && error.message.contains(words), "{error}");
+    }
+}
+
+proptest! {
+    /// Every published solver starts anywhere, two-stage ones too, and stays consistent: with a model
+    /// that returns one and the same image, all end on the straight line to it.
+    #[test]
+    fn any_part_of_any_solver_is_a_schedule(which in 0usize..24, nfe in 2usize..9, at in 0.001f64..1.0, flow: bool) {
+        let solver = lmsd::solver::solvers()[which].name.to_string();
+        let process = if flow { Process::Flow } else { Process::Ve };
+        let spec = lmsd::solver::Spec { solver, nfe, process, ..Default::default() };
+        let Ok(whole) = lmsd::solver::solve(&spec) else { return Ok(()) };
+        let sigma = at * whole.sigma_start();
+        let part = whole.start_at(sigma).unwrap();
+        prop_assert!(part.nfe() <= nfe && part.sigma_start() == sigma);
+        let sum: f64 = part.expand(part.nfe())[1..].iter().sum();
+        prop_assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+    }
+}

@@ -136,7 +136,7 @@ fn contenders(config: &Config, nfe: usize) -> Vec<Schedule> {
 
 /// Starts whose first node lies below the noise level of x_T.
 fn low_starts(config: &Config, nfe: usize) -> Vec<Schedule> {
-    if !config.fit_sigmas {
+    if !(config.fit_sigmas && config.fit_start) {
         return Vec::new();
     }
     let sigmas = if config.process == Process::Ve { LOW_SIGMAS } else { LOW_SIGMAS_FLOW };
@@ -226,7 +226,7 @@ fn from_handcrafted(config: &Config, mut ranked: Vec<(Schedule, f64)>) -> Result
 
 /// Fits from one with a node less, a new node in each gap.
 fn grown(config: &Config, below: &Fit) -> Result<Vec<Fit>> {
-    let gaps = 0..=below.schedule.nfe();
+    let gaps = usize::from(!config.fit_start)..=below.schedule.nfe();
     let starts = gaps.filter_map(|gap| inserted(config, &below.schedule, gap).transpose());
     starts.map(|start| Ok(Fit::new(padded(config, &start?)?, below.train))).collect()
 }
@@ -357,11 +357,12 @@ fn finished<B: Tensors>(bench: &Bench<B>, entry: Entry) -> Fitted {
             .iter()
             .map(|(s, distance)| baseline_of(&about(s), *distance))
             .collect(),
+        compared: Vec::new(),
     });
     Fitted { nfe: entry.nfe, distance, improved, trace: entry.trace, schedule }
 }
 
 fn baseline_of(by: &MadeBy, distance: f64) -> Baseline {
     let word = |w: &Option<String>| w.clone().unwrap_or_default();
-    Baseline { solver: word(&by.solver), grid: word(&by.grid), distance }
+    Baseline { solver: word(&by.solver), grid: word(&by.grid), nfe: None, distance }
 }

@@ -13,7 +13,7 @@ use crate::tensor::Tensors;
 pub fn unknowns(config: &Config, schedule: &Schedule) -> Vec<Unknown> {
     let mut list = Vec::new();
     for (n, node) in schedule.nodes().iter().enumerate() {
-        if config.fit_sigmas {
+        if config.fit_sigmas && (n > 0 || config.fit_start) {
             list.push(Unknown::Sigma(n));
         }
         if config.fit_scales {

@@ -69,6 +69,9 @@ pub struct Config {
     pub order: Option<usize>,
     /// May the noise levels move?
     pub fit_sigmas: bool,
+    /// May the first noise level move, below that of x_T? Not for hosts that hand x_T to the model as
+    /// it is, such as flow pipelines.
+    pub fit_start: bool,
     /// May the time scaling factors move?
     pub fit_scales: bool,
     /// May the weights move?
@@ -108,6 +111,7 @@ impl Default for Config {
             sums: Sums::Free,
             order: None,
             fit_sigmas: true,
+            fit_start: true,
             fit_scales: true,
             fit_weights: true,
             difference_step: 0.02,

@@ -161,3 +161,13 @@ def test_schedules_cannot_be_made_otherwise_or_changed():
     schedule.made_by["solver"] = "other"
     schedule.sigmas[0] = 1
     assert schedule == lmsd.solve(nfe=3) and schedule.made_by["solver"] == "dpmpp_2m"
+
+
+def test_a_part_starts_where_the_state_is():
+    whole = lmsd.solve("dpmpp_3m", nfe=6)
+    assert whole.start_at(80) == whole
+    part = whole.start_at(1.5)
+    assert part.sigma_start == part.sigmas[0] == 1.5 and part.nfe < 6
+    assert [sum(row) for row in part.weights] == pytest.approx([1] * part.nfe)
+    with pytest.raises(lmsd.Error, match="sigma is 81"):
+        whole.start_at(81)

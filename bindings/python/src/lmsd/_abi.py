@@ -146,6 +146,7 @@ _STATUS = {
     "lmsd_schedule_save": (c_void_p, c_char_p),
     "lmsd_schedule_to_json": (c_void_p, _OUT),
     "lmsd_schedule_check": (c_void_p, c_char_p),
+    "lmsd_schedule_start_at": (c_void_p, c_double, _OUT),
     "lmsd_solvers": (_OUT,),
     "lmsd_lincomb": (POINTER(Host), c_size_t, POINTER(c_double), POINTER(c_void_p), c_void_p),
     "lmsd_gram": (POINTER(Host), c_size_t, POINTER(c_void_p), c_size_t, POINTER(c_double)),

@@ -187,6 +187,15 @@ class Schedule:
         """How it came to be: method, solver, distance, ...; empty if it does not say."""
         return dict(self._file.get("made_by", {}))
 
+    def start_at(self, sigma: float) -> "Schedule":
+        """The schedule for a state at noise level `sigma` already, as image-to-image hosts have it.
+
+        Above `sigma_end`, at most `sigma_start`. Above `sigmas[0]` all nodes stay; below it the node nearest
+        to `sigma` in log sigma moves there and those before it are dropped, so `nfe` falls. Rows that lose
+        predictions are completed on the oldest one left.
+        """
+        return Schedule._make(lib.lmsd_schedule_start_at, self._handle, sigma)
+
     def check(self, **host) -> None:
         """Raises ScheduleError where it was made for something else than the host's own values.
 
@@ -429,7 +438,8 @@ def distill(
 
     `config` (defaults in brackets): process ["ve"], sigma_min [0.002], sigma_max [80], sigma_end [0];
     trajectories and held_out [64 each]; teacher ["dpmpp_3m"], teacher_nfe [100], teacher_grid; sums "free" or
-    "affine", order, fit_sigmas, fit_scales, fit_weights [all true]; difference_step [0.02]; iterations [40],
+    "affine", order, fit_sigmas, fit_start, fit_scales, fit_weights [all true; fit_start False keeps the first
+    sigma at that of x_T]; difference_step [0.02]; iterations [40],
     max_calls, max_seconds; checkpoint, a file from which a run that was killed resumes to the same result;
     made_for and seeds, which the schedules will say.
     """
