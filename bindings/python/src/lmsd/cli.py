@@ -217,7 +217,7 @@ def show(args) -> int:
     for schedule in schedules:
         print(schedule)
         for what, about in (("made for", schedule.made_for), ("made by", schedule.made_by)):
-            plain = {key: value for key, value in about.items() if key != "handcrafted"}
+            plain = {key: value for key, value in about.items() if key not in ("handcrafted", "compared")}
             if plain:
                 print(f"{what}: " + ", ".join(f"{key} {value}" for key, value in plain.items()))
         for best in schedule.made_by.get("handcrafted", [])[:3]:

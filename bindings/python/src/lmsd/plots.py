@@ -1,6 +1,6 @@
 """Pictures of schedules and distances. Needs matplotlib, which is loaded at the first of them.
 
-Both functions return a `matplotlib.figure.Figure`; `figure.savefig("file.png")` writes it.
+The functions return a `matplotlib.figure.Figure`; `figure.savefig("file.png")` writes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,12 @@ def plot_schedule(schedules: Schedule | Sequence[Schedule]):
 
     schedules = [schedules] if isinstance(schedules, Schedule) else list(schedules)
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    sigmas, scales, weights = figure.subplots(1, 3)
+    _draw_schedules(figure.subplots(1, 3), schedules)
+    return figure
+
+
+def _draw_schedules(panels, schedules):
+    sigmas, scales, weights = panels
     for number, schedule in enumerate(schedules):
         color, nodes = f"C{number % 10}", np.arange(schedule.nfe)
         label = schedule.name or f"{schedule.made_by.get('method', 'schedule')}, {schedule.nfe} NFE"
@@ -37,7 +42,6 @@ def plot_schedule(schedules: Schedule | Sequence[Schedule]):
     for axes in (sigmas, scales, weights):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
-    return figure
 
 
 def plot_distances(table: Mapping[str, Mapping[int, float]]):
@@ -59,3 +63,84 @@ def plot_distances(table: Mapping[str, Mapping[int, float]]):
     axes.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(fontsize=8, loc="outside right upper")
     return figure
+
+
+def plot_report(schedule: Schedule):
+    """What a schedule gains and what it is made of: its record of comparisons (`lmsd.gain`), and its numbers.
+
+    Distance to the teacher against NFE, for it and its family and for published solvers at as many and at
+    twice as many calls, with the factors between them; below, noise levels, time scaling factors, weights.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    made = schedule.made_by
+    table = {}
+    for row in made.get("compared", []):
+        table.setdefault(row["solver"], {})[row["nfe"]] = row["distance"]
+    if not table:  # a file from elsewhere may know no more than its own distance and its rivals'
+        for row in made.get("handcrafted", []):
+            table.setdefault(row["solver"], {})[schedule.nfe] = row["distance"]
+        if made.get("distance") is not None:
+            table[made["method"]] = {schedule.nfe: made["distance"]}
+    own = table.pop(made.get("method"), {})
+
+    figure = Figure(figsize=(12, 7.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    distance, text = above.subplots(1, 2, width_ratios=(1.25, 1))
+    for number, (name, line) in enumerate(table.items()):
+        distance.plot(
+            sorted(line), [line[n] for n in sorted(line)], "s--", color=f"C{number + 1}", ms=4, label=name
+        )
+    if own:
+        nfes = sorted(own)
+        distance.plot(nfes, [own[n] for n in nfes], "o-", color="C0", lw=2.5, ms=6, label=made["method"])
+    distance.set(xlabel="model calls (NFE)", ylabel="mean distance to the teacher", yscale="log")
+    if own or table:
+        distance.legend(fontsize=9)
+        distance.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        distance.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        distance.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        distance.text(0.5, 0.5, "no distances in this file", ha="center", transform=distance.transAxes)
+    distance.xaxis.get_major_locator().set_params(integer=True)
+    distance.grid(alpha=0.25)
+    text.set_axis_off()
+    text.text(0, 1, "\n".join(_facts(schedule, own, table)), va="top", family="monospace", size=10)
+    figure.suptitle(schedule.name or f"{made.get('method', 'schedule')}, {schedule.nfe} NFE", weight="bold")
+    _draw_schedules(below.subplots(1, 3), [schedule])
+    return figure
+
+
+def _facts(schedule: Schedule, own, table) -> list[str]:
+    """Lines: what the schedule is for, how it was made, and how many times nearer to the teacher it ends."""
+    made_for, made = schedule.made_for, schedule.made_by
+    lines = [
+        f"{schedule.nfe} calls, sigma {schedule.sigma_start:g} to {schedule.sigma_end:g} ({schedule.process})"
+    ]
+    for key, word in (("model", "model"), ("guidance_scale", "guidance scale"), ("shift", "shift")):
+        if made_for.get(key) is not None:
+            lines.append(f"{word} {made_for[key]}")
+    if made_for.get("latent_shape"):
+        lines.append("latent " + " x ".join(map(str, made_for["latent_shape"])))
+    if made.get("teacher"):
+        lines.append(f"teacher {made['teacher']}")
+    if made.get("trajectories"):
+        lines.append(f"{made['trajectories']} trajectories, {made.get('model_calls', 0)} batch calls")
+    distance = own.get(schedule.nfe, made.get("distance"))
+    if distance is None:
+        return lines
+    lines += ["", f"distance {distance:.4g} at {schedule.nfe} calls"]
+    if made.get("improved") is False:
+        lines += [
+            "NOT an improvement: the best handcrafted solver",
+            "was not beaten, and this is that solver",
+        ]
+    twice = 2 * schedule.nfe
+    lines += ["", f"{'its distance / this one':<16}", f"{'':<16}{schedule.nfe:>6} calls {twice:>6} calls"]
+    for name, line in table.items():
+        cells = [
+            f"{line[n] / distance:.2f}x" if n in line and distance > 0 else "" for n in (schedule.nfe, twice)
+        ]
+        lines.append(f"{name:<16}" + " ".join(f"{cell:>12}" for cell in cells))
+    return lines

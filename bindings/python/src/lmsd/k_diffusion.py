@@ -1,0 +1,88 @@
+"""Sampling in hosts with k-diffusion's conventions: k-diffusion, Forge, A1111, SD.Next, ComfyUI.
+
+Such a host calls `sampler(model, x, sigmas, extra_args, callback, disable)` with a torch state `x` at noise
+level `sigmas[0]` and `model(x, sigma, **extra_args) -> denoised`, sigma of shape [B]. It picks the noise
+levels by itself; a schedule's levels and weights are one thing, so all that is taken from the host's list are
+where it starts, where it ends and how many steps it has.
+"""
+
+import os
+from collections.abc import Mapping
+
+from . import _core
+from ._abi import Error, Status
+
+SAME = 1e-4  # relative: hosts keep sigmas in float32
+
+
+def host_sigmas(schedule: _core.Schedule):
+    """What the host is to be told as its noise levels: float32 tensor [nfe + 1], from `sigma_start` on.
+
+    The first is that of x_T, which need not be that of the first model call.
+    """
+    import torch
+
+    return torch.tensor([schedule.sigma_start, *schedule.sigmas[1:]], dtype=torch.float32)
+
+
+def fitting(schedule: _core.Schedule, sigmas) -> _core.Schedule:
+    """The schedule for a run from `sigmas[0]` to `sigmas[-1]`, at least two of them.
+
+    From `schedule.sigma_start` the whole of it, for which the host must be set to `schedule.nfe` steps; from
+    below (image to image) the part that starts there, see `Schedule.start_at`. Raises Error otherwise.
+    """
+    first, last, steps = float(sigmas[0]), float(sigmas[-1]), len(sigmas) - 1
+    start, end = schedule.sigma_start, schedule.sigma_end
+    if abs(last - end) > SAME * max(start * 1e-3, end):
+        raise Error(f"the host's sigmas end at {last:g}; this schedule ends at {end:g}", Status.MISMATCH)
+    if first > start * (1 + SAME):
+        raise Error(
+            f"the host's sigmas start at {first:g}; this schedule starts at {start:g}, or below",
+            Status.MISMATCH,
+        )
+    if first < start * (1 - SAME):
+        return schedule.start_at(first)
+    if steps != schedule.nfe:
+        raise Error(f"the host is set to {steps} steps; this schedule takes {schedule.nfe}", Status.MISMATCH)
+    return schedule
+
+
+def sample_lmsd(model, x, sigmas, extra_args=None, callback=None, disable=None, schedule=None):
+    """Samples by `schedule`: a Schedule, the path of its file, or a dict from NFE to schedules.
+
+    Of a dict the one with as many steps as the host has is taken. `x`: torch, [B, ...], on any device; it
+    stays as it is. `callback` hears every step as a dict of "i", "x", "denoised", "sigma" (level of the
+    state) and "sigma_hat" (the one that the model was told), the last two tensors of shape []. `disable`: no
+    progress bar. Raises Error where `sigmas` do not fit the schedule, see `fitting`.
+    """
+    from tqdm.auto import tqdm
+
+    if len(sigmas) < 2:
+        return x
+    if isinstance(schedule, Mapping):
+        steps = len(sigmas) - 1
+        if steps not in schedule:
+            there = ", ".join(map(str, sorted(schedule)))
+            raise Error(f"the host is set to {steps} steps; there are schedules of {there}", Status.MISMATCH)
+        schedule = schedule[steps]
+    if isinstance(schedule, str | os.PathLike):
+        schedule = _core.Schedule.load(schedule)
+    if not isinstance(schedule, _core.Schedule):
+        raise TypeError(
+            f"schedule is {type(schedule).__name__}; a Schedule or the path of its file is needed"
+        )
+    schedule = fitting(schedule, sigmas)
+    extra_args = extra_args or {}
+
+    def denoised(x, sigma):
+        return model(x, x.new_full((x.shape[0],), sigma), **extra_args)
+
+    with tqdm(total=schedule.nfe, disable=disable) as bar:
+
+        def on_step(step):
+            if callback is not None:
+                told = {name: x.new_tensor(step[name]) for name in ("sigma", "sigma_hat")}
+                callback(step | told)
+            bar.update()
+
+        return _core.sample(schedule, x, denoised, on_step)
