@@ -1,0 +1,279 @@
+"""A distillation inside ComfyUI: the guider's own model, called forward only.
+
+The host loads the model, applies guidance, conditioning, hooks and patches; a sampler function of ours is all
+that is new to it, and it distils instead of sampling.
+"""
+
+import copy
+import logging
+import time
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import lmsd
+import lmsd.gain
+import torch
+
+from . import host
+
+PREVIEW_EVERY = 1.0  # seconds
+
+
+class Interrupted(Exception):
+    """The user's wish to stop, held back until what was earned is saved."""
+
+
+class Teller:
+    """Progress bar, preview and text on the node; hears the interrupt button."""
+
+    def __init__(self, model, node_id):
+        self.bar = comfy.utils.ProgressBar(1)
+        self.node_id = node_id
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self.student = None  # what the network made of the student's last state, unflattened latents only
+        self.shown = 0.0
+        self.text = ""
+        self.interrupt = None  # the host's own exception, to be raised at the end
+
+    def guarded(self, function, *arguments):
+        """`function`, which may find that the user pressed the button; None then."""
+        try:
+            return function(*arguments)
+        except comfy.model_management.InterruptProcessingException as interrupt:
+            self.interrupt = interrupt
+            return None
+
+    def stop(self) -> bool:
+        self.guarded(comfy.model_management.throw_exception_if_processing_interrupted)
+        return self.interrupt is not None
+
+    def say(self, text: str) -> None:
+        """A line on the node, on hosts that show one."""
+        if text == self.text:
+            return
+        self.text = text
+        try:
+            from server import PromptServer
+
+            PromptServer.instance.send_progress_text(text, self.node_id)
+        except (ImportError, AttributeError):
+            logging.debug("lmsd: %s", text)
+
+    def step(self, calls: int, expected: int) -> None:
+        preview, now = None, time.monotonic()
+        if self.student is not None and now - self.shown > PREVIEW_EVERY:
+            self.shown = now
+            preview = self.preview(self.student)
+            self.student = None
+        self.guarded(self.bar.update_absolute, calls, max(expected, calls, 1), preview)
+
+    def preview(self, student):
+        if self.previewer is None:
+            return None
+        try:
+            return self.previewer.decode_latent_to_preview_image("JPEG", student)
+        except Exception as error:  # of latents that the previewer does not know
+            logging.debug("lmsd: no preview: %s", error)
+            self.previewer = None
+            return None
+
+
+def latents(guider, latent: dict, batch_size: int):
+    """The LATENT's first image, as the model wants it, `batch_size` times."""
+    samples = latent["samples"]
+    if getattr(samples, "is_nested", False):
+        parts = [comfy.utils.repeat_to_batch_size(part[:1], batch_size) for part in samples.unbind()]
+        return type(samples)(parts)
+    hints = [latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal")]
+    hints = hints if any(hint is not None for hint in hints) else []  # older hosts take none
+    samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, samples, *hints)
+    return comfy.utils.repeat_to_batch_size(samples[:1], batch_size)
+
+
+def noise_of(noise, samples, batch: int, like):
+    """The noise of batch number `batch`: that of the NOISE with another seed."""
+    other = copy.copy(noise)
+    other.seed = (int(noise.seed) + batch) % (1 << 64)
+    made = other.generate_noise({"samples": samples})
+    if getattr(made, "is_nested", False):
+        made, _ = comfy.utils.pack_latents(made.unbind())
+    return made.to(like.device, like.dtype)
+
+
+def distil(
+    guider,
+    noise,
+    latent: dict,
+    *,
+    name: str,
+    nfe: int,
+    nfe_from: int,
+    trajectories: int,
+    batch_size: int,
+    minutes: float,
+    compare: bool,
+    node_id=None,
+) -> lmsd.Schedule:
+    """Distils for `guider`, saves the family under models/lmsd_schedules, returns the schedule of `nfe`.
+
+    An interrupt ends it within one model call: the best so far is saved, then the host's exception goes on.
+    """
+    if not hasattr(noise, "seed"):
+        raise ValueError(
+            "this NOISE has no seed; a distillation needs noise that another seed changes: use RandomNoise"
+        )
+    model = guider.model_patcher
+    sampling = model.get_model_object("model_sampling")
+    about = host.describe_patched(model)
+    samples = latents(guider, latent, batch_size)
+    teller = Teller(model, node_id)
+    found = {}
+
+    def run(wrapped, x, sigmas, extra_args=None, callback=None, disable=None):
+        extra_args = {**(extra_args or {}), "denoise_mask": None}
+        image = getattr(wrapped, "latent_image", None)
+        image = torch.zeros_like(x) if image is None else image
+        first, second = (noise_of(noise, samples, batch, x) for batch in (0, 1))
+        if torch.equal(first, second):
+            raise ValueError(
+                "this NOISE is the same for every seed; a distillation needs noise that a seed changes"
+            )
+        made_for = {**about, "latent_shape": list(x.shape[1:]), "snapped": host.snaps(sampling)}
+        made_for.pop("process")
+        scale = host.guidance(guider)
+        if scale is not None:
+            made_for["guidance_scale"] = scale
+        config = {
+            "process": about["process"],
+            "sigma_min": about["sigma_min"],
+            "sigma_max": about["sigma_max"],
+            "sigma_end": 0.0,
+            "trajectories": trajectories,
+            "held_out": trajectories,
+            "made_for": made_for,
+            "seeds": f"{type(noise).__name__} from seed {noise.seed}, {batch_size} images a batch",
+        }
+        lowest = float("inf")
+
+        def begin(batch):
+            drawn = noise_of(noise, samples, batch, x)
+            return sampling.noise_scaling(sigmas[0], drawn, image, True)
+
+        def denoised(state, sigma):
+            nonlocal lowest
+            told = state.new_full((state.shape[0],), sigma)
+            out = teller.guarded(lambda: wrapped(state, told, **extra_args))
+            if out is None:
+                return state  # not used: `progress` ends the run
+            if sigma <= lowest * 1.5 and out.ndim >= 4:
+                lowest, teller.student = sigma, out
+            return out
+
+        def progress(told):
+            nonlocal lowest
+            if told["phase"] == "teacher":
+                teller.student = None
+                lowest = float("inf")
+                teller.say("finding the teacher's images")
+            else:
+                teller.say(line(told))
+            teller.step(told["calls"], told["calls_expected"])
+            bar(told)
+            return teller.stop()
+
+        options = {"nfe": (nfe_from, nfe) if 0 < nfe_from < nfe else nfe}
+        if minutes > 0:
+            options["max_seconds"] = 60.0 * minutes
+        with lmsd.ProgressBar() as bar:
+            try:
+                distilled = lmsd.distill(denoised, begin, x, progress=progress, **options, **config)
+            except lmsd.Error as error:
+                if teller.interrupt is None or error.status != lmsd.Status.STOPPED:
+                    raise
+                return x
+        files = host.new_files(name, distilled.schedules)
+        found.update(save(distilled, files, name))
+        logging.info("lmsd: saved %s", ", ".join(str(file) for file in files.values()))
+        for schedule in found.values():
+            logging.info("lmsd: %s", outcome(schedule))
+        if compare and teller.interrupt is None:
+            teller.say("comparing with other samplers")
+            compared = measured(distilled, denoised, begin, x, teller, config)
+            if compared is not None:
+                found.update(save(compared, files, name))
+        return x
+
+    start = torch.tensor([about["sigma_max"], 0.0], dtype=torch.float32)
+    sampler = comfy.samplers.KSAMPLER(run)
+    guider.sample(
+        noise.generate_noise({"samples": samples}),
+        samples,
+        sampler,
+        start,
+        disable_pbar=True,
+        seed=noise.seed,
+    )
+    if teller.interrupt is not None:
+        raise teller.interrupt
+    teller.say(outcome(found[max(found)]))
+    return found[max(found)]
+
+
+def measured(distilled, model, begin, like, teller, config):
+    """`distilled` with its gains over other samplers; None where the user interrupts."""
+    levels = {key: config[key] for key in ("process", "sigma_min", "sigma_max", "sigma_end")}
+    rivals = lmsd.gain.rivals(distilled.schedules, shift=config["made_for"].get("shift"), **levels)
+    calls = 0
+    own = sum(distilled.schedules) + sum(schedule.nfe for schedule in rivals.values())
+    expected = (own + 100) * -(-config["held_out"] // like.shape[0])
+
+    def counted(x, sigma):
+        nonlocal calls
+        calls += 1
+        teller.step(calls, expected)
+        out = model(x, sigma)
+        if teller.stop():
+            raise Interrupted
+        return out
+
+    try:
+        return lmsd.gain.measure(distilled, counted, begin, like, **config)
+    except Interrupted:
+        return None
+
+
+def save(distilled, files: dict, name: str) -> dict:
+    """Writes the family to `files`; NFE -> schedule, with names for people."""
+    saved = {}
+    for nfe, schedule in distilled.schedules.items():
+        saved[nfe] = lmsd.Schedule.from_json(schedule.to_dict() | {"name": f"{name}: {schedule.name}"})
+        saved[nfe].save(files[nfe])
+    return saved
+
+
+def outcome(schedule: lmsd.Schedule) -> str:
+    """How well it went, in a sentence."""
+    made = schedule.made_by
+    best = made["handcrafted"][0]
+    if not made["improved"]:
+        return (
+            f"{schedule.nfe} steps: no improvement over {best['solver']} ({best['grid']}), distance "
+            f"{best['distance']:.4g}; the file holds that solver"
+        )
+    gain = best["distance"] / made["distance"]
+    return (
+        f"{schedule.nfe} steps: distance {made['distance']:.4g} on held-out seeds, {gain:.1f} times nearer "
+        f"than {best['solver']} ({best['grid']}), the best known sampler ({best['distance']:.4g})"
+    )
+
+
+def line(told: dict) -> str:
+    """Where a distillation stands, in a few words."""
+    distance, best = told["distance"], told["handcrafted"]
+    if distance == float("inf"):
+        return f"{told['nfe']} steps: ranking samplers"
+    gain = f", {best / distance:.1f}x nearer than the best known sampler" if 0 < distance < best else ""
+    return f"{told['nfe']} steps: distance {distance:.4g}{gain}"

@@ -1,0 +1,229 @@
+"""What the nodes know of ComfyUI: models, the folder of schedules, and the sampler that it is given.
+
+Everything here is told by the host or asked of it; there are no numerics.
+"""
+
+import logging
+import re
+import weakref
+from pathlib import Path
+
+import comfy.samplers
+import folder_paths
+import lmsd
+import torch
+from lmsd.k_diffusion import host_sigmas, sample_lmsd
+
+FOLDER = "lmsd_schedules"
+SAME = 1e-4  # relative, between sigmas that passed through float32
+
+
+# ---- schedule files
+
+
+def register_folder() -> None:
+    """Makes models/lmsd_schedules known, beside the paths that extra_model_paths.yaml gave it."""
+    own = Path(folder_paths.models_dir) / FOLDER
+    paths, extensions = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
+    if str(own) not in paths:
+        paths.append(str(own))
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(extensions) | {".json"})
+    own.mkdir(parents=True, exist_ok=True)
+
+
+def schedule_names() -> list[str]:
+    """The files, relative to their folders. New ones are there at once."""
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def schedule_path(name: str) -> Path:
+    """Raises ValueError where there is no such file."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        there = ", ".join(schedule_names()) or "none at all"
+        raise ValueError(f"there is no schedule file {name!r} in models/{FOLDER}; there are: {there}")
+    return Path(path)
+
+
+def new_files(name: str, nfes) -> dict[int, Path]:
+    """NFE -> "NAME nfeNN.json" in models/lmsd_schedules; NAME gets a number if one is there already."""
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.,+=@ -]+", "_", name).strip(" .")[:100] or "schedule"
+    stem, number = name, 1
+    while True:
+        files = {nfe: folder / f"{stem} nfe{nfe:02d}.json" for nfe in nfes}
+        if not any(file.exists() for file in files.values()):
+            return files
+        number += 1
+        stem = f"{name} ({number})"
+
+
+# ---- models
+
+
+def base_model(wrapped):
+    """The model that knows its noise levels, inside whatever wraps it; None if there is none."""
+    for _ in range(8):
+        if hasattr(wrapped, "model_sampling"):
+            return wrapped
+        wrapped = getattr(wrapped, "inner_model", None)
+    return None
+
+
+def process(sampling) -> str:
+    """ "ve" or "flow": how the model's noise is added, found by asking it.
+
+    Raises ValueError where dx/dsigma = (x - denoised) / sigma, on which every schedule rests, does not hold.
+    """
+    kinds = [kind.__name__ for kind in type(sampling).__mro__]
+    image, one = torch.ones(1, 1, 1, 1), torch.ones(())
+
+    def scaled(sigma, noise, latent):
+        out = sampling.noise_scaling(sigma * one, noise.clone(), latent.clone(), False)
+        return float(out.flatten()[0])
+
+    found = None
+    if not any(kind.startswith("IMG_TO_IMG") for kind in kinds):
+        noise = [scaled(sigma, image, 0 * image) / sigma for sigma in (0.25, 0.75)]
+        kept = [scaled(sigma, 0 * image, image) for sigma in (0.25, 0.75)]
+        if noise[0] > 0 and abs(noise[0] - noise[1]) < 1e-3 * noise[0]:
+            if max(abs(kept[0] - 1), abs(kept[1] - 1)) < 1e-3:
+                found = "ve"
+            elif max(abs(kept[0] - 0.75), abs(kept[1] - 0.25)) < 1e-3:
+                found = "flow"
+    if found is None:
+        names = ", ".join(kind for kind in kinds if kind not in ("ModelSampling", "Module", "object"))
+        raise ValueError(
+            f"this model ({names}) does not add noise as x0 + sigma n or "
+            "(1 - sigma) x0 + sigma n; multistep schedules do not apply to it: use the sampler made for it"
+        )
+    return found
+
+
+def snaps(sampling) -> bool:
+    """Whether the network is told the nearest of its training steps instead of sigma itself."""
+    between = torch.tensor([float(sampling.sigma_min) * 1.5 + float(sampling.sigma_max) * 1e-3])
+    try:
+        return not torch.is_floating_point(sampling.timestep(between))
+    except Exception:
+        return False
+
+
+def describe(model, sampling=None) -> dict:
+    """What a schedule records of a model and checks again.
+
+    `model`: a BaseModel; `sampling`: its model_sampling, where a MODEL has a patched one.
+    """
+    sampling = model.model_sampling if sampling is None else sampling
+    about = {
+        "process": process(sampling),
+        "model": type(getattr(model, "model_config", None) or model).__name__,
+        "sigma_min": float(sampling.sigma_min),
+        "sigma_max": float(sampling.sigma_max),
+    }
+    shift = getattr(sampling, "shift", None)
+    if about["process"] == "flow" and isinstance(shift, int | float):
+        about["shift"] = float(shift)
+    return about
+
+
+def describe_patched(model) -> dict:
+    """The same of a MODEL, with the noise levels that nodes such as ModelSamplingFlux gave it."""
+    return describe(model.model, model.get_model_object("model_sampling"))
+
+
+def guidance(guider) -> float | None:
+    """The guidance scale: that of the guider, or at 1 the one that the conditioning carries (Flux)."""
+    scale = getattr(guider, "cfg", None)
+    if not isinstance(scale, int | float) or hasattr(guider, "cfg1"):
+        return None
+    conds = getattr(guider, "original_conds", None) or {}
+    if float(scale) == 1.0:
+        for cond in conds.get("positive") or []:
+            if isinstance(cond, dict) and isinstance(cond.get("guidance"), int | float):
+                return float(cond["guidance"])
+    return float(scale)
+
+
+def check(schedule: lmsd.Schedule, about: dict) -> None:
+    """Refuses a schedule that was made for another model family, process, sigma range or shift."""
+    schedule.check(**about)
+
+
+def warn(schedule: lmsd.Schedule, guider, x) -> None:
+    """Says in the log where guidance scale or resolution are not what the schedule was made for."""
+    made, scale = schedule.made_for, guidance(guider)
+    wanted = made.get("guidance_scale")
+    if wanted is not None and scale is not None and abs(wanted - scale) > 1e-3 * max(abs(wanted), abs(scale)):
+        logging.warning("lmsd: the schedule was made for guidance scale %g; this run has %g", wanted, scale)
+    shape = made.get("latent_shape")
+    if shape is not None and list(x.shape[1:]) != list(shape):
+        logging.warning(
+            "lmsd: the schedule was made for latents of %s; this run has %s", shape, list(x.shape[1:])
+        )
+
+
+# ---- sampling
+
+
+class Sample:
+    """A sampler function of ComfyUI that runs one schedule, whole or from a later start."""
+
+    __name__ = "lmsd"
+
+    def __init__(self, schedule: lmsd.Schedule, sigmas):
+        self.schedule = schedule
+        self.sigmas = [float(sigma) for sigma in sigmas]
+        self.warned = weakref.WeakSet()
+
+    def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
+        if len(sigmas) < 2:
+            return x
+        given = [float(sigma) for sigma in sigmas]
+        if len(given) != len(self.sigmas) or any(
+            abs(a - b) > SAME * max(a, b) for a, b in zip(given, self.sigmas, strict=True)
+        ):
+            raise ValueError(
+                f"these SIGMAS ({words(given)}) are not those of the schedule ({words(self.sigmas)}): "
+                "connect SIGMAS of the same Distilled Sampler; a distilled schedule cannot be cut or rescaled"
+            )
+        base = base_model(model)
+        if base is not None:
+            check(self.schedule, describe(base))
+        guider = getattr(model, "inner_model", None)
+        if guider is not None and guider not in self.warned:
+            self.warned.add(guider)
+            warn(self.schedule, guider, x)
+        return sample_lmsd(model, x, sigmas, extra_args, callback, disable, self.schedule)
+
+
+def words(sigmas) -> str:
+    shown = [f"{sigma:.4g}" for sigma in sigmas]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:11], "...", shown[-1]])
+
+
+def sampler_and_sigmas(schedule: lmsd.Schedule, model=None, denoise: float = 1.0):
+    """(SAMPLER, SIGMAS) of a schedule. `model`: a MODEL, or None where it is known only when sampling.
+
+    `denoise` < 1 starts at the noise level that the model gives this part of its time range, as KSampler with
+    the scheduler "simple" does, or above the first level with the whole schedule.
+    """
+    if model is not None:
+        check(schedule, describe_patched(model))
+    if denoise <= 0:
+        sigmas = torch.FloatTensor([])
+    elif denoise >= 1:
+        sigmas = host_sigmas(schedule)
+    elif model is None:
+        raise ValueError(
+            "denoise below 1 needs the MODEL connected to Distilled Sampler: it knows the noise levels"
+        )
+    else:
+        sampling = model.get_model_object("model_sampling")
+        start = min(float(sampling.percent_to_sigma(1.0 - denoise)), schedule.sigma_start)
+        if start <= schedule.sigma_end:
+            sigmas = torch.FloatTensor([])
+        else:
+            sigmas = host_sigmas(schedule.start_at(start))
+    return comfy.samplers.KSAMPLER(Sample(schedule, sigmas)), sigmas

@@ -1,0 +1,372 @@
+"""The nodes. What they do is in `host` (sampling) and `distil`; here are their inputs, outputs and words."""
+
+import hashlib
+import math
+
+import comfy.sample
+import comfy.samplers
+import lmsd
+import torch
+
+from . import host
+from .distil import distil
+
+CATEGORY = "sampling/lmsd"
+SCHEDULE = "LMSD_SCHEDULE"
+HELP = "models/lmsd_schedules"
+
+host.register_folder()
+
+
+class Seeded:
+    """NOISE from a seed, for the node that has none as input."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def generate_noise(self, latent):
+        return comfy.sample.prepare_noise(latent["samples"], self.seed, latent.get("batch_index"))
+
+
+class LoadDistilledSchedule:
+    DESCRIPTION = f"Loads a schedule file from {HELP}. A file made for another kind of model is refused."
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = (SCHEDULE,)
+    RETURN_NAMES = ("SCHEDULE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        tip = f"A file from {HELP}. New files are there after a refresh (R)."
+        return {
+            "required": {"schedule": (host.schedule_names(), {"tooltip": tip})},
+            "optional": {
+                "model": (
+                    "MODEL",
+                    {"tooltip": "Checks the file at once. Sampling checks it anyway."},
+                )
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, schedule, model=None):
+        try:
+            with host.schedule_path(schedule).open("rb") as file:
+                return hashlib.sha256(file.read(2 << 20)).hexdigest()
+        except (OSError, ValueError):
+            return math.nan
+
+    def load(self, schedule, model=None):
+        loaded = lmsd.Schedule.load(host.schedule_path(schedule))
+        if model is not None:
+            host.check(loaded, host.describe_patched(model))
+        return (loaded,)
+
+
+class HandcraftedSolver:
+    DESCRIPTION = "A published solver on a grid of noise levels, as a schedule."
+    CATEGORY = CATEGORY
+    FUNCTION = "solve"
+    RETURN_TYPES = (SCHEDULE,)
+    RETURN_NAMES = ("SCHEDULE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        about = "; ".join(f"{solver['name']}: {solver['about']}" for solver in lmsd.solvers())
+        names = [solver["name"] for solver in lmsd.solvers()]
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "Gives the range of noise levels."}),
+                "solver": (names, {"default": "dpmpp_2m", "tooltip": about}),
+                "steps": ("INT", {"default": 8, "min": 1, "max": 1000, "tooltip": "Model calls."}),
+                "grid": (
+                    ["auto", "karras", "log", "linear", "flow"],
+                    {
+                        "default": "auto",
+                        "tooltip": "How the noise levels are spread. auto: karras, or flow for flow models.",
+                    },
+                ),
+                "rho": (
+                    "FLOAT",
+                    {"default": 7.0, "min": 0.1, "max": 100.0, "step": 0.1, "tooltip": "Of the karras grid."},
+                ),
+                "shift": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 100.0,
+                        "step": 0.01,
+                        "tooltip": "Of the flow grid. 0: the model's own.",
+                    },
+                ),
+                "lower_order_final": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "The last steps at lower order, which is steadier."},
+                ),
+            }
+        }
+
+    def solve(self, model, solver, steps, grid, rho, shift, lower_order_final):
+        about = host.describe_patched(model)
+        flow = about["process"] == "flow"
+        kind = ("flow" if flow else "karras") if grid == "auto" else grid
+        if kind == "flow":
+            described = {"kind": kind, "shift": shift or about.get("shift", 1.0)}
+        else:
+            described = {"kind": kind, "rho": rho} if kind == "karras" else {"kind": kind}
+        schedule = lmsd.solve(
+            solver,
+            nfe=steps,
+            grid=described,
+            process=about["process"],
+            sigma_min=about["sigma_min"],
+            sigma_max=about["sigma_max"],
+            sigma_end=0.0,
+            lower_order_final=lower_order_final,
+        )
+        return (schedule,)
+
+
+class DistilledSampler:
+    DESCRIPTION = (
+        "Makes SAMPLER and SIGMAS of a schedule, for SamplerCustom and SamplerCustomAdvanced. Connect both: "
+        "the noise levels and the weights of a schedule belong together."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "make"
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "schedule": (SCHEDULE,),
+                "denoise": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "Below 1, for image to image: starts at the noise level that KSampler "
+                        "with 'simple' would, with the rest of the schedule, so in fewer steps. Needs the model.",
+                    },
+                ),
+            },
+            "optional": {
+                "model": (
+                    "MODEL",
+                    {"tooltip": "Needed for denoise below 1; else it checks the schedule at once."},
+                )
+            },
+        }
+
+    def make(self, schedule, denoise, model=None):
+        return host.sampler_and_sigmas(schedule, model, denoise)
+
+
+def distil_inputs() -> dict:
+    """Inputs that both distilling nodes have."""
+    return {
+        "name": ("STRING", {"default": "my model", "tooltip": f"Of the files in {HELP}: NAME nfe05.json"}),
+        "nfe": (
+            "INT",
+            {
+                "default": 5,
+                "min": 1,
+                "max": 20,
+                "tooltip": "Steps of the schedule; the largest one of a family.",
+            },
+        ),
+        "nfe_from": (
+            "INT",
+            {
+                "default": 0,
+                "min": 0,
+                "max": 20,
+                "tooltip": "Above 0: one schedule for every number of steps from this to nfe.",
+            },
+        ),
+        "trajectories": (
+            "INT",
+            {
+                "default": 32,
+                "min": 1,
+                "max": 4096,
+                "tooltip": "Images to fit to; as many others decide what is kept. 16 are within 20 % of 64.",
+            },
+        ),
+        "batch_size": (
+            "INT",
+            {"default": 4, "min": 1, "max": 4096, "tooltip": "Images in a model call: as many as fit."},
+        ),
+        "minutes": (
+            "FLOAT",
+            {
+                "default": 30.0,
+                "min": 0.0,
+                "max": 1440.0,
+                "step": 0.5,
+                "tooltip": "Ends after this time with the best so far. 0: no limit.",
+            },
+        ),
+        "compare": (
+            "BOOLEAN",
+            {
+                "default": True,
+                "tooltip": "Also measures euler, dpmpp_2m and ipndm, for Schedule Report.",
+            },
+        ),
+    }
+
+
+class DistillSchedule:
+    DESCRIPTION = (
+        "Fits a schedule to this model, guidance scale and resolution, by forward calls only, and saves it "
+        f"in {HELP}. Takes minutes; an interrupt keeps the best so far. More prompts: Prompts for Distilling."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    RETURN_TYPES = (SCHEDULE,)
+    RETURN_NAMES = ("SCHEDULE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "positive": (
+                    "CONDITIONING",
+                    {"tooltip": "One prompt, or a batch of prompts: image i of a batch gets prompt i."},
+                ),
+                "negative": ("CONDITIONING",),
+                "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
+                "cfg": ("FLOAT", {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
+                "noise_seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}),
+                **distil_inputs(),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
+
+    def run(self, model, positive, negative, latent_image, cfg, noise_seed, node_id=None, **options):
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        return (distil(guider, Seeded(noise_seed), latent_image, node_id=node_id, **options),)
+
+
+class DistillScheduleGuider:
+    DESCRIPTION = DistillSchedule.DESCRIPTION + " For SamplerCustomAdvanced: takes any GUIDER and NOISE."
+    CATEGORY = CATEGORY
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    RETURN_TYPES = (SCHEDULE,)
+    RETURN_NAMES = ("SCHEDULE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "guider": (
+                    "GUIDER",
+                    {"tooltip": "Model, conditioning and guidance, as the sampler gets them."},
+                ),
+                "noise": ("NOISE", {"tooltip": "RandomNoise; each batch takes the next seed."}),
+                "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
+                **distil_inputs(),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
+
+    def run(self, guider, noise, latent_image, node_id=None, **options):
+        return (distil(guider, noise, latent_image, node_id=node_id, **options),)
+
+
+class PromptsForDistilling:
+    DESCRIPTION = (
+        "One prompt a line as a batch of CONDITIONING: image i of a batch gets prompt i. Take prompts of the "
+        "kind that the schedule is for; fewer than the batch size repeat."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "encode"
+    RETURN_TYPES = ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "clip": ("CLIP",),
+                "prompts": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "tooltip": "One prompt a line; empty lines are left out.",
+                    },
+                ),
+            }
+        }
+
+    def encode(self, clip, prompts):
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
+        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+        if any(len(conditioning) != 1 for conditioning in encoded):
+            raise ValueError(
+                "prompts with a schedule of their own (hooks over time) cannot be put into one batch"
+            )
+        tensors = [conditioning[0][0] for conditioning in encoded]
+        # repeating tokens up to a common length changes no cross attention; the host does the same
+        length = math.lcm(*(tensor.shape[1] for tensor in tensors))
+        tensors = [tensor.repeat(1, length // tensor.shape[1], 1) for tensor in tensors]
+        about = dict(encoded[0][0][1])
+        if about.get("pooled_output") is not None:
+            about["pooled_output"] = torch.cat(
+                [conditioning[0][1]["pooled_output"] for conditioning in encoded]
+            )
+        return ([[torch.cat(tensors), about]],)
+
+
+class ScheduleReport:
+    DESCRIPTION = (
+        "A picture of a schedule: distance to the many-step result against steps, gain over euler, dpmpp_2m "
+        "and ipndm at as many and at twice as many steps, noise levels and weights."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "draw"
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"schedule": (SCHEDULE,)}}
+
+    def draw(self, schedule):
+        from lmsd.plots import plot_report
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(plot_report(schedule))
+        canvas.draw()
+        pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+        width, height = canvas.get_width_height()
+        return (pixels.reshape(1, height, width, 4)[..., :3].to(torch.float32) / 255,)
+
+
+NODE_CLASS_MAPPINGS = {
+    "LmsdLoadSchedule": LoadDistilledSchedule,
+    "LmsdSampler": DistilledSampler,
+    "LmsdSolver": HandcraftedSolver,
+    "LmsdDistill": DistillSchedule,
+    "LmsdDistillGuider": DistillScheduleGuider,
+    "LmsdPrompts": PromptsForDistilling,
+    "LmsdReport": ScheduleReport,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "LmsdLoadSchedule": "Load Distilled Schedule",
+    "LmsdSampler": "Distilled Sampler",
+    "LmsdSolver": "Handcrafted Solver",
+    "LmsdDistill": "Distill Schedule",
+    "LmsdDistillGuider": "Distill Schedule (Guider)",
+    "LmsdPrompts": "Prompts for Distilling",
+    "LmsdReport": "Schedule Report",
+}
