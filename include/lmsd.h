@@ -421,7 +421,7 @@ void lmsd_string_free(char *text);
  * `"grid"` (`{"kind": "karras", "rho": 7}`, `log`, `linear`, `flow` with `shift`, `list` with
  * `sigmas`), `"process"` (`"ve"` or `"flow"`), `"sigma_min"`, `"sigma_max"`, `"sigma_end"`,
  * `"sigma_start"` (noise level of the x_T that the host will hand in; default `sigma_max`),
- * `"lower_order_final"`.
+ * `"jump_to_zero"`, `"lower_order_final"`.
  *
  * # Safety
  * `options` is a NUL-terminated string, `out` writable.

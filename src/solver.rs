@@ -159,6 +159,9 @@ pub struct Spec {
     /// Noise level of the host's x_T, at least `sigma_max`, which is the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sigma_start: Option<f64>,
+    /// With `sigma_end` 0, on grids that have a level at `sigma_min`: the step that would end there
+    /// ends at 0, with the same weights, and no call is spent at `sigma_min`.
+    pub jump_to_zero: bool,
     /// Multistep methods in log-SNR (dpmpp, deis, res, unipc): order at most the number of steps
     /// left. ipndm: first order for a step to 0. Others do not heed it.
     pub lower_order_final: bool,
@@ -175,6 +178,7 @@ impl Default for Spec {
             sigma_max: None,
             sigma_end: None,
             sigma_start: None,
+            jump_to_zero: false,
             lower_order_final: true,
         }
     }
@@ -263,7 +267,9 @@ pub fn solve(spec: &Spec) -> Result<Schedule> {
             "sigma_min is {sigma}; it must be at least 1e-9 and below the first sigma {first}"
         )));
     }
-    let sigmas = grid.sigmas(steps, first, sigma_min.unwrap_or(end), end)?;
+    let jump = spec.jump_to_zero && grid.needs_sigma_min(end);
+    let last = if jump { sigma_min.unwrap_or(end) } else { end };
+    let sigmas = grid.sigmas(steps, first, sigma_min.unwrap_or(end), last)?;
 
     let mut trace = Trace::new(spec.process, sigmas, spec.lower_order_final);
     let x = (solver.run)(&mut trace);
@@ -279,7 +285,7 @@ pub fn solve(spec: &Spec) -> Result<Schedule> {
         )));
     }
     let mut schedule = Schedule::new(spec.process, start, end, nodes)?;
-    let words = grid.describe();
+    let words = grid.describe() + if jump { ", straight to 0" } else { "" };
     schedule.name = Some(format!("{}, {words}, {} NFE", solver.name, spec.nfe));
     schedule.made_for = Some(MadeFor {
         sigma_min,

@@ -395,6 +395,7 @@ proptest! {
         nfe in prop_oneof![9 => 0usize..20, 1 => 20usize..2000],
         flow: bool,
         lower_order_final: bool,
+        jump_to_zero: bool,
         sigmas in prop::array::uniform4(prop::option::weighted(0.3, any_number())),
     ) {
         let [sigma_min, sigma_max, sigma_end, sigma_start] = sigmas;
@@ -405,13 +406,33 @@ proptest! {
         let process = if flow { Process::Flow } else { Process::Ve };
         let solver = solvers()[solver].name.into();
         let spec =
-            Spec { solver, grid, nfe, process, sigma_min, sigma_max, sigma_end, sigma_start, lower_order_final };
+            Spec { solver, grid, nfe, process, sigma_min, sigma_max, sigma_end, sigma_start, jump_to_zero, lower_order_final };
         match solve(&spec) {
             Ok(schedule) => {
                 prop_assert_eq!(schedule.nfe(), nfe);
                 prop_assert_eq!(Schedule::from_json(&schedule.to_json()).unwrap(), schedule);
             }
             Err(e) => prop_assert!(e.status != Status::Internal, "{}", e),
+        }
+    }
+}
+
+/// No call at sigma_min: the same table as one that ends there, ended at 0.
+#[test]
+fn a_jump_to_zero_spends_no_call_at_sigma_min() {
+    for solver in ["euler", "dpmpp_3m", "ipndm_4", "unipc_bh2_3", "heun"] {
+        let spec = |sigma_end, jump_to_zero| Spec {
+            solver: solver.into(),
+            nfe: 7,
+            sigma_min: (sigma_end == 0.0).then_some(0.03),
+            sigma_end: Some(sigma_end),
+            jump_to_zero,
+            ..Spec::default()
+        };
+        let (jumps, ends) = (solve(&spec(0.0, true)).unwrap(), solve(&spec(0.03, false)).unwrap());
+        assert_eq!((jumps.nodes(), jumps.sigma_end()), (ends.nodes(), 0.0), "{solver}");
+        if solver != "heun" {
+            assert_eq!(solve(&spec(0.0, false)).unwrap().sigma(6), 0.03);
         }
     }
 }

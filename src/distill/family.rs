@@ -125,12 +125,21 @@ fn grids(config: &Config) -> Vec<Grid> {
     }
 }
 
-/// Every contender on every grid at one NFE.
+/// Every contender on every grid at one NFE. With an end at 0, those that spend a call at sigma_min,
+/// as hosts do, on the first grid only.
 fn contenders(config: &Config, nfe: usize) -> Vec<Schedule> {
-    let grids = grids(config);
-    let all = CONTENDERS.iter().flat_map(|solver| grids.iter().map(move |grid| (*solver, grid.clone())));
-    let specs =
-        all.map(|(solver, grid)| Spec { solver: solver.into(), nfe, grid: Some(grid), ..spec(config) });
+    let mut grids: Vec<_> = grids(config).into_iter().map(|grid| (grid, true)).collect();
+    if config.process == Process::Ve && config.sigma_end == 0.0 {
+        grids.push((grids[0].0.clone(), false));
+    }
+    let all = CONTENDERS.iter().flat_map(|solver| grids.iter().map(move |at| (*solver, at.clone())));
+    let specs = all.map(|(solver, (grid, jump_to_zero))| Spec {
+        solver: solver.into(),
+        nfe,
+        grid: Some(grid),
+        jump_to_zero,
+        ..spec(config)
+    });
     specs.filter_map(|spec| solver::solve(&spec).ok()).collect()
 }
 
@@ -145,6 +154,7 @@ fn low_starts(config: &Config, nfe: usize) -> Vec<Schedule> {
         solver: solver.into(),
         nfe,
         sigma_max: Some(first),
+        jump_to_zero: true,
         ..spec(config)
     });
     specs.filter_map(|spec| solver::solve(&spec).ok()).collect()
@@ -275,7 +285,7 @@ fn expected_calls<B: Tensors>(bench: &Bench<B>, nfe: usize) -> u64 {
         let step = nfe + calls + 3 * nfe;
         let (tried, low) = if nfe == config.nfe_from() { (STARTS, 9) } else { (nfe, 0) };
         let steps = tried + 2 + config.iterations.min(15);
-        let rank = nfe * (CONTENDERS.len() * grids(config).len() + low);
+        let rank = nfe * (contenders(config, nfe).len() + low);
         (rank + steps * step) as u64 * bench.batch_count(Set::Train)
             + (nfe * (BASELINES + steps)) as u64 * bench.batch_count(Set::Held)
     };

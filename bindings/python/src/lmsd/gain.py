@@ -4,6 +4,8 @@ On trajectories that neither the fit nor the selection saw, at the same number o
 many. The published solvers get the best of their grids.
 """
 
+from itertools import product
+
 from ._abi import Error
 from ._core import Distilled, Schedule, compare, solve
 
@@ -25,19 +27,18 @@ def rivals(
     if shift is not None and all(grid.get("shift") != shift for grid in grids):
         grids.append({"kind": "flow", "shift": shift})
     levels = {"sigma_max": sigma_max, "sigma_end": sigma_end}
-    if sigma_end == 0:
+    ends = [False]
+    if sigma_end == 0 and process == "ve":
         levels["sigma_min"] = sigma_min
+        ends = [False, True]
     found = {}
-    for nfe in sorted({*nfes, *(2 * nfe for nfe in nfes)}):
-        for solver in solvers:
-            for grid in grids:
-                words = " ".join(
-                    str(value) if name == "kind" else f"{name} {value:g}" for name, value in grid.items()
-                )
-                try:
-                    found[solver, words, nfe] = solve(solver, nfe=nfe, grid=grid, process=process, **levels)
-                except Error:  # two calls a step: not every NFE
-                    continue
+    for nfe, solver, grid, jump in product(sorted({*nfes, *(2 * nfe for nfe in nfes)}), solvers, grids, ends):
+        options = {"nfe": nfe, "grid": grid, "process": process, "jump_to_zero": jump, **levels}
+        try:
+            schedule = solve(solver, **options)
+        except Error:  # two calls a step: not every NFE
+            continue
+        found[solver, schedule.made_by["grid"], nfe] = schedule
     return found
 
 
