@@ -150,7 +150,7 @@ class DistilledSampler:
                         "max": 1.0,
                         "step": 0.01,
                         "tooltip": "Below 1, for image to image: starts at the noise level that KSampler "
-                        "with 'simple' would, with the rest of the schedule, so in fewer steps. Needs the model.",
+                        "with 'simple' would, with the rest of the schedule: fewer steps. Needs the model.",
                     },
                 ),
             },
@@ -244,17 +244,18 @@ class DistillSchedule:
                 "negative": ("CONDITIONING",),
                 "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
                 "cfg": ("FLOAT", {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
-                "noise_seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}),
+                # not "noise_seed", which the page would change after every run, and so distil again
+                "first_seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}),
                 **distil_inputs(),
             },
             "hidden": {"node_id": "UNIQUE_ID"},
         }
 
-    def run(self, model, positive, negative, latent_image, cfg, noise_seed, node_id=None, **options):
+    def run(self, model, positive, negative, latent_image, cfg, first_seed, node_id=None, **options):
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        return (distil(guider, Seeded(noise_seed), latent_image, node_id=node_id, **options),)
+        return (distil(guider, Seeded(first_seed), latent_image, node_id=node_id, **options),)
 
 
 class DistillScheduleGuider:
