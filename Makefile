@@ -24,6 +24,7 @@ help:
 	@echo "make clean           removes what was built, the virtual environment too"
 
 include mk/install.mk
+include mk/comfyui.mk
 
 PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
 
@@ -67,7 +68,7 @@ test-rust: $(LMSD_SO)
 	$(CARGO) test --quiet
 
 test-python: library venv-test
-	$(PY) -m pytest -q bindings/python tests/peers examples/digits
+	$(PY) -m pytest -q bindings/python bindings/comfyui tests/peers examples/digits
 
 bench-quality: library venv
 	$(PY) benches/quality.py

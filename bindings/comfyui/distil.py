@@ -33,8 +33,9 @@ class Teller:
         self.bar = comfy.utils.ProgressBar(1)
         self.node_id = node_id
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        self.student = None  # what the network made of the student's last state, unflattened latents only
+        self.student = None  # what the network made of a student's last state, unflattened latents only
         self.shown = 0.0
+        self.calls = 0  # of the model, so far
         self.text = ""
         self.interrupt = None  # the host's own exception, to be raised at the end
 
@@ -63,10 +64,10 @@ class Teller:
             logging.debug("lmsd: %s", text)
 
     def step(self, calls: int, expected: int) -> None:
-        preview, now = None, time.monotonic()
+        self.calls, preview, now = calls, None, time.monotonic()
         if self.student is not None and now - self.shown > PREVIEW_EVERY:
             self.shown = now
-            preview = self.preview(self.student)
+            preview = self.guarded(self.preview, self.student)
             self.student = None
         self.guarded(self.bar.update_absolute, calls, max(expected, calls, 1), preview)
 
@@ -75,6 +76,8 @@ class Teller:
             return None
         try:
             return self.previewer.decode_latent_to_preview_image("JPEG", student)
+        except comfy.model_management.InterruptProcessingException:
+            raise
         except Exception as error:  # of latents that the previewer does not know
             logging.debug("lmsd: no preview: %s", error)
             self.previewer = None
@@ -128,6 +131,8 @@ def distil(
     model = guider.model_patcher
     sampling = model.get_model_object("model_sampling")
     about = host.describe_patched(model)
+    nfes = range(nfe_from if 0 < nfe_from < nfe else nfe, nfe + 1)
+    files = host.new_files(name, nfes)  # before the work: what cannot be saved need not be made
     samples = latents(guider, latent, batch_size)
     teller = Teller(model, node_id)
     found = {}
@@ -156,31 +161,32 @@ def distil(
             "made_for": made_for,
             "seeds": f"{type(noise).__name__} from seed {noise.seed}, {batch_size} images a batch",
         }
-        lowest = float("inf")
+        previous = None  # noise level and result of the model call before this one
+        comparison = calls_to_compare(nfes, config, batch_size) if compare else 0
 
         def begin(batch):
             drawn = noise_of(noise, samples, batch, x)
             return sampling.noise_scaling(sigmas[0], drawn, image, True)
 
         def denoised(state, sigma):
-            nonlocal lowest
+            nonlocal previous
             told = state.new_full((state.shape[0],), sigma)
             out = teller.guarded(lambda: wrapped(state, told, **extra_args))
             if out is None:
                 return state  # not used: `progress` ends the run
-            if sigma <= lowest * 1.5 and out.ndim >= 4:
-                lowest, teller.student = sigma, out
+            if previous is not None and sigma > previous[0]:  # another run, so that one was at its end
+                teller.student = previous[1]
+            previous = (sigma, out) if out.ndim >= 4 else None
             return out
 
         def progress(told):
-            nonlocal lowest
+            nonlocal previous
             if told["phase"] == "teacher":
-                teller.student = None
-                lowest = float("inf")
+                previous = None
                 teller.say("finding the teacher's images")
             else:
                 teller.say(line(told))
-            teller.step(told["calls"], told["calls_expected"])
+            teller.step(told["calls"], max(told["calls"], told["calls_expected"]) + comparison)
             bar(told)
             return teller.stop()
 
@@ -194,14 +200,12 @@ def distil(
                 if teller.interrupt is None or error.status != lmsd.Status.STOPPED:
                     raise
                 return x
-        files = host.new_files(name, distilled.schedules)
         found.update(save(distilled, files, name))
-        logging.info("lmsd: saved %s", ", ".join(str(file) for file in files.values()))
-        for schedule in found.values():
-            logging.info("lmsd: %s", outcome(schedule))
+        for nfe_found, schedule in found.items():
+            logging.info("lmsd: %s; saved %s", outcome(schedule), files[nfe_found])
         if compare and teller.interrupt is None:
             teller.say("comparing with other samplers")
-            compared = measured(distilled, denoised, begin, x, teller, config)
+            compared = measured(distilled, denoised, begin, x, teller, config, comparison)
             if compared is not None:
                 found.update(save(compared, files, name))
         return x
@@ -222,18 +226,23 @@ def distil(
     return found[max(found)]
 
 
-def measured(distilled, model, begin, like, teller, config):
-    """`distilled` with its gains over other samplers; None where the user interrupts."""
+def calls_to_compare(nfes, config, batch_size: int) -> int:
+    """How many model calls `measured` takes."""
     levels = {key: config[key] for key in ("process", "sigma_min", "sigma_max", "sigma_end")}
-    rivals = lmsd.gain.rivals(distilled.schedules, shift=config["made_for"].get("shift"), **levels)
-    calls = 0
-    own = sum(distilled.schedules) + sum(schedule.nfe for schedule in rivals.values())
-    expected = (own + 100) * -(-config["held_out"] // like.shape[0])
+    rivals = lmsd.gain.rivals(nfes, shift=config["made_for"].get("shift"), **levels)
+    teacher = 100
+    steps = sum(nfes) + sum(schedule.nfe for schedule in rivals.values()) + teacher
+    return steps * -(-config["held_out"] // batch_size)
+
+
+def measured(distilled, model, begin, like, teller, config, expected):
+    """`distilled` with its gains over other samplers; None where the user interrupts."""
+    calls, before = 0, teller.calls
 
     def counted(x, sigma):
         nonlocal calls
         calls += 1
-        teller.step(calls, expected)
+        teller.step(before + calls, before + expected)
         out = model(x, sigma)
         if teller.stop():
             raise Interrupted

@@ -4,6 +4,7 @@ Everything here is told by the host or asked of it; there are no numerics.
 """
 
 import logging
+import os
 import re
 import weakref
 from pathlib import Path
@@ -46,10 +47,16 @@ def schedule_path(name: str) -> Path:
 
 
 def new_files(name: str, nfes) -> dict[int, Path]:
-    """NFE -> "NAME nfeNN.json" in models/lmsd_schedules; NAME gets a number if one is there already."""
+    """NFE -> "NAME nfeNN.json" in models/lmsd_schedules; NAME gets a number if one is there already.
+
+    Raises OSError where that folder cannot be written to.
+    """
     folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^\w.,+=@ -]+", "_", name).strip(" .")[:100] or "schedule"
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"schedules cannot be saved: {folder} is not writable")
+    name = re.sub(r"[^\w.,+=@ -]+", "_", name).strip(" .")
+    name = name.encode()[:100].decode(errors="ignore") or "schedule"  # file systems count bytes
     stem, number = name, 1
     while True:
         files = {nfe: folder / f"{stem} nfe{nfe:02d}.json" for nfe in nfes}

@@ -14,6 +14,7 @@ from .distil import distil
 CATEGORY = "sampling/lmsd"
 SCHEDULE = "LMSD_SCHEDULE"
 HELP = "models/lmsd_schedules"
+MOST_REPEATED = 8  # times the tokens of the longest prompt, to make a batch of prompts
 
 host.register_folder()
 
@@ -245,7 +246,15 @@ class DistillSchedule:
                 "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
                 "cfg": ("FLOAT", {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
                 # not "noise_seed", which the page would change after every run, and so distil again
-                "first_seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}),
+                "first_seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "tooltip": "Noise of the first batch; each batch takes the next seed.",
+                    },
+                ),
                 **distil_inputs(),
             },
             "hidden": {"node_id": "UNIQUE_ID"},
@@ -319,13 +328,26 @@ class PromptsForDistilling:
             )
         tensors = [conditioning[0][0] for conditioning in encoded]
         # repeating tokens up to a common length changes no cross attention; the host does the same
-        length = math.lcm(*(tensor.shape[1] for tensor in tensors))
-        tensors = [tensor.repeat(1, length // tensor.shape[1], 1) for tensor in tensors]
-        about = dict(encoded[0][0][1])
-        if about.get("pooled_output") is not None:
-            about["pooled_output"] = torch.cat(
-                [conditioning[0][1]["pooled_output"] for conditioning in encoded]
+        lengths = [tensor.shape[1] for tensor in tensors]
+        length = math.lcm(*lengths)
+        if length > MOST_REPEATED * max(lengths):
+            raise ValueError(
+                f"these prompts have {', '.join(map(str, sorted(set(lengths))))} tokens, which do not go "
+                "into one batch: take prompts of the same number of tokens, or a single one"
             )
+        about = dict(encoded[0][0][1])
+        for name, value in about.items():
+            if not torch.is_tensor(value) or value.ndim == 0:
+                continue
+            values = [conditioning[0][1][name] for conditioning in encoded]
+            if name == "attention_mask":
+                values = [mask.repeat(1, length // own) for mask, own in zip(values, lengths, strict=True)]
+            if len({other.shape[1:] for other in values}) > 1:
+                raise ValueError(
+                    f"what the text encoder says of these prompts ({name}) does not go into one batch"
+                )
+            about[name] = torch.cat(values)
+        tensors = [tensor.repeat(1, length // own, 1) for tensor, own in zip(tensors, lengths, strict=True)]
         return ([[torch.cat(tensors), about]],)
 
 

@@ -10,6 +10,7 @@ model samplings, tensors in callbacks, where interrupts come from, inference mod
 """
 
 import math
+import os
 import sys
 import types
 from pathlib import Path
@@ -24,47 +25,55 @@ def column(sigma, like):
     return sigma.reshape(()) if sigma.numel() == 1 else sigma.reshape(-1, *[1] * (like.ndim - 1))
 
 
-class EPS:
-    sigma_data = 1.0
+def level(sigma) -> float:
+    """Of shape [B] or []; samplers tell every image the same."""
+    values = sigma.flatten().tolist()
+    assert values.count(values[0]) == len(values)
+    return values[0]
+
+
+class Kind:
+    """A kind of prediction. `coefficients`: factors of the network's input, of x and of its output."""
 
     def calculate_input(self, sigma, x):
-        return x * (column(sigma, x) ** 2 + self.sigma_data**2) ** -0.5
+        return x * self.coefficients(level(sigma))[0]
 
     def calculate_denoised(self, sigma, output, x):
-        return x - column(sigma, x) * output
-
-    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
-        sigma = column(sigma, noise)
-        return latent_image + noise * ((1 + sigma**2) ** 0.5 if max_denoise else sigma)
+        _, skip, out = self.coefficients(level(sigma))
+        return skip * x + out * output
 
     def inverse_noise_scaling(self, sigma, latent):
         return latent
 
 
-class V_PREDICTION(EPS):
-    sign = -1
+class EPS(Kind):
+    def coefficients(self, sigma):
+        return 1 / math.hypot(sigma, 1), 1.0, -sigma
 
-    def calculate_denoised(self, sigma, output, x):
-        sigma, data = column(sigma, x), self.sigma_data
-        total = sigma**2 + data**2
-        return x * data**2 / total + self.sign * output * sigma * data / total**0.5
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        sigma = column(sigma, noise)
+        return latent_image + noise * ((1 + sigma**2) ** 0.5 if max_denoise else sigma)
+
+
+class V_PREDICTION(EPS):
+    def coefficients(self, sigma):
+        return 1 / math.hypot(sigma, 1), 1 / (sigma**2 + 1), -sigma / math.hypot(sigma, 1)
 
 
 class EDM(V_PREDICTION):
-    sign = 1
+    def coefficients(self, sigma):
+        scale, skip, out = super().coefficients(sigma)
+        return scale, skip, -out
 
 
 class X0(EPS):
-    def calculate_denoised(self, sigma, output, x):
-        return output
+    def coefficients(self, sigma):
+        return 1 / math.hypot(sigma, 1), 0.0, 1.0
 
 
-class CONST:
-    def calculate_input(self, sigma, x):
-        return x
-
-    def calculate_denoised(self, sigma, output, x):
-        return x - column(sigma, x) * output
+class CONST(Kind):
+    def coefficients(self, sigma):
+        return 1.0, 1.0, -sigma
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
         sigma = column(sigma, noise)
@@ -74,13 +83,9 @@ class CONST:
         return latent / (1 - column(sigma, latent))
 
 
-class COSMOS_RFLOW(EPS):
-    def calculate_input(self, sigma, x):
-        return x / (1 + column(sigma, x))
-
-    def calculate_denoised(self, sigma, output, x):
-        sigma = column(sigma, x)
-        return (x - sigma * output) / (1 + sigma)
+class COSMOS_RFLOW(Kind):
+    def coefficients(self, sigma):
+        return 1 / (1 + sigma), 1 / (1 + sigma), -sigma / (1 + sigma)
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
         return latent_image + noise * column(sigma, noise)
@@ -89,8 +94,8 @@ class COSMOS_RFLOW(EPS):
 class IMG_TO_IMG_FLOW(CONST):
     """From an image to an image: no noise is added, and (x - denoised) / sigma is no derivative."""
 
-    def calculate_denoised(self, sigma, output, x):
-        return output
+    def coefficients(self, sigma):
+        return 1.0, 0.0, 1.0
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
         return latent_image
@@ -100,6 +105,8 @@ class IMG_TO_IMG_FLOW(CONST):
 
 
 class Levels:
+    """`told(timestep)`: the level that a network takes a time step for."""
+
     @property
     def sigma_min(self):
         return self.sigmas[0]
@@ -118,12 +125,15 @@ class Discrete(Levels):
         self.sigmas = ((1 - alphas) / alphas).sqrt().float()
 
     def timestep(self, sigma):
-        return (sigma.log()[..., None] - self.sigmas.log()).abs().argmin(-1)
+        step = (self.sigmas.log() - math.log(level(sigma))).abs().argmin()
+        return step.expand(sigma.shape)
 
     def sigma(self, timestep):
         low, logs = timestep.floor().long(), self.sigmas.log()
         high = (low + 1).clamp(max=999)
         return torch.lerp(logs[low], logs[high], timestep - low).exp()
+
+    told = sigma
 
     def percent_to_sigma(self, percent):
         if not 0 < percent < 1:
@@ -140,6 +150,8 @@ class Continuous(Levels):
 
     def sigma(self, timestep):
         return (4 * timestep).exp()
+
+    told = sigma
 
     def percent_to_sigma(self, percent):
         if not 0 < percent < 1:
@@ -160,15 +172,11 @@ class Flow(Levels):
         t = timestep / 1000
         return self.shift * t / (1 + (self.shift - 1) * t)
 
+    def told(self, timestep):
+        return timestep / 1000
+
     def percent_to_sigma(self, percent):
         return float(self.sigma(1000 * (1 - min(max(percent, 0.0), 1.0))))
-
-
-class FlowTimes(Flow):
-    """What a network of the kind is told: the level itself, whatever the shift."""
-
-    def timestep(self, sigma):
-        return sigma
 
 
 KINDS = {
@@ -209,7 +217,7 @@ PATTERNS = {}
 
 
 def pattern(size):
-    """Centers [5, size] of the images and the direction [size] in which a label moves them, always the same."""
+    """Centers [5, size] of the images, and the direction [size] in which a label moves them."""
     if size not in PATTERNS:
         generator = torch.Generator().manual_seed(size)
         PATTERNS[size] = (
@@ -260,12 +268,10 @@ class BaseModel:
         self.calls += 1
         self.on_call(self.calls)
         sampling = self.model_sampling
-        sigma = sampling.sigma(timestep)
-        x = scaled / sampling.calculate_input(sigma, torch.ones_like(scaled))
-        image = expected_image(x, sigma, label, isinstance(sampling, CONST))
-        at_zero = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
-        slope = sampling.calculate_denoised(sigma, torch.ones_like(x), torch.zeros_like(x))
-        return (image - at_zero) / slope
+        sigma = sampling.told(timestep)
+        scale, skip, out = sampling.coefficients(level(sigma))
+        x = scaled / scale
+        return (expected_image(x, sigma, label, isinstance(sampling, CONST)) - skip * x) / out
 
 
 class Model:
@@ -325,7 +331,7 @@ def unpack_latents(packed, shapes):
 
 
 def prepare_noise(latent_image, seed, noise_inds=None):
-    generator = torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     if latent_image.is_nested:
         return NestedTensor([torch.randn(part.shape, generator=generator) for part in latent_image.unbind()])
     return torch.randn(latent_image.shape, generator=generator)
@@ -470,7 +476,7 @@ def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None)
 def simple_sigmas(sampling, steps):
     """The scheduler "simple": levels at equal distances in the model's own list, then 0."""
     every = len(sampling.sigmas) / steps
-    return torch.tensor([*(float(sampling.sigmas[-(1 + int(i * every))]) for i in range(steps)), 0.0])
+    return torch.tensor([float(sampling.sigmas[-(1 + int(i * every))]) for i in range(steps)] + [0.0])
 
 
 # ---- the modules
@@ -600,11 +606,13 @@ class Host:
             found = set()
             for folder in map(Path, folders):
                 files = (path for path in folder.rglob("*") if path.is_file())
-                found |= {str(path.relative_to(folder)) for path in files if path.suffix.lower() in extensions}
+                found |= {
+                    str(path.relative_to(folder)) for path in files if path.suffix.lower() in extensions
+                }
             return sorted(found)
 
         def get_full_path(name, file):
-            inside = Path("/", file).resolve().relative_to("/")  # ".." ends at the root
+            inside = os.path.normpath("/" + file).lstrip("/")  # ".." ends at the root
             found = (Path(folder) / inside for folder in known[name][0])
             return next((str(path) for path in found if path.is_file()), None)
 

@@ -54,7 +54,12 @@ class Latent8Video(Latent8):
 
 class Config(comfy.supported_models_base.BASE):
     latent_format = Latent8
-    sampling_settings = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "sigma_data": SIGMA_DATA, "shift": 1.0}
+    sampling_settings = {
+        "sigma_min": SIGMA_MIN,
+        "sigma_max": SIGMA_MAX,
+        "sigma_data": SIGMA_DATA,
+        "shift": 1.0,
+    }
     memory_usage_factor = 0.01
 
 

@@ -20,6 +20,11 @@ def plot_schedule(schedules: Schedule | Sequence[Schedule]):
     return figure
 
 
+def _plain(text: str) -> str:
+    """Words as they are: matplotlib takes $...$ for a formula and hides labels that begin with _."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def _draw_schedules(panels, schedules):
     sigmas, scales, weights = panels
     for number, schedule in enumerate(schedules):
@@ -27,7 +32,7 @@ def _draw_schedules(panels, schedules):
         label = schedule.name or f"{schedule.made_by.get('method', 'schedule')}, {schedule.nfe} NFE"
         levels = schedule.sigmas
         shown = levels[levels > 0]  # log axis: an end at 0 is not on it
-        sigmas.plot(np.arange(len(shown)), shown, "o-", color=color, ms=4, label=label)
+        sigmas.plot(np.arange(len(shown)), shown, "o-", color=color, ms=4, label=_plain(label))
         scales.plot(nodes, schedule.scales, "o-", color=color, ms=4)
         rows = schedule.weights
         for age in range(max(map(len, rows))):
@@ -54,7 +59,7 @@ def plot_distances(table: Mapping[str, Mapping[int, float]]):
     for number, (name, distances) in enumerate(table.items()):
         nfes = sorted(distances)
         style = ("o-", "s--", "^:")[number // 10 % 3]
-        axes.plot(nfes, [distances[nfe] for nfe in nfes], style, ms=4, label=name)
+        axes.plot(nfes, [distances[nfe] for nfe in nfes], style, ms=4, label=_plain(name))
     axes.set(xlabel="NFE (model calls)", ylabel="mean distance to the teacher", yscale="log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25, which="both")
@@ -89,12 +94,12 @@ def plot_report(schedule: Schedule):
     above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     distance, text = above.subplots(1, 2, width_ratios=(1.25, 1))
     for number, (name, line) in enumerate(table.items()):
-        distance.plot(
-            sorted(line), [line[n] for n in sorted(line)], "s--", color=f"C{number + 1}", ms=4, label=name
-        )
+        nfes, color = sorted(line), f"C{number + 1}"
+        distance.plot(nfes, [line[n] for n in nfes], "s--", color=color, ms=4, label=_plain(name))
     if own:
         nfes = sorted(own)
-        distance.plot(nfes, [own[n] for n in nfes], "o-", color="C0", lw=2.5, ms=6, label=made["method"])
+        label = _plain(made["method"] or "this schedule")
+        distance.plot(nfes, [own[n] for n in nfes], "o-", color="C0", lw=2.5, ms=6, label=label)
     distance.set(xlabel="model calls (NFE)", ylabel="mean distance to the teacher", yscale="log")
     if own or table:
         distance.legend(fontsize=9)
@@ -106,8 +111,10 @@ def plot_report(schedule: Schedule):
     distance.xaxis.get_major_locator().set_params(integer=True)
     distance.grid(alpha=0.25)
     text.set_axis_off()
-    text.text(0, 1, "\n".join(_facts(schedule, own, table)), va="top", family="monospace", size=10)
-    figure.suptitle(schedule.name or f"{made.get('method', 'schedule')}, {schedule.nfe} NFE", weight="bold")
+    facts = _plain("\n".join(_facts(schedule, own, table)))
+    text.text(0, 1, facts, va="top", family="monospace", size=10)
+    title = schedule.name or f"{made.get('method', 'schedule')}, {schedule.nfe} NFE"
+    figure.suptitle(_plain(title), weight="bold")
     _draw_schedules(below.subplots(1, 3), [schedule])
     return figure
 

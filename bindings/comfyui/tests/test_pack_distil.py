@@ -1,0 +1,438 @@
+"""Distilling in the host: what it gains, what it leaves, what it shows, and how it stops."""
+
+import logging
+import re
+import time
+from pathlib import Path
+
+import fake_comfy
+import lmsd
+import pytest
+import torch
+from fake_comfy import Model, RandomNoise, conditioning
+
+PACK = Path(__file__).resolve().parents[1]
+QUICK = {"nfe": 2, "trajectories": 16, "batch_size": 16, "compare": False, "name": "toy"}
+
+
+def empty(*shape):
+    return {"samples": torch.zeros(shape or (1, 4, 2, 2))}
+
+
+def folder(host):
+    return host.models / "lmsd_schedules"
+
+
+def files(host):
+    return sorted(path.name for path in folder(host).iterdir())
+
+
+def distil(pack, model, prompt=None, latent=None, cfg=1.0, seed=0, **options):
+    """The node of MODEL and conditioning."""
+    return pack.run(
+        "LmsdDistill",
+        model=model,
+        positive=prompt or conditioning(0.0),
+        negative=conditioning(-0.5),
+        latent_image=latent or empty(),
+        cfg=cfg,
+        first_seed=seed,
+        node_id="7",
+        **{**QUICK, **options},
+    )[0]
+
+
+def distil_guider(pack, guider, noise, latent=None, **options):
+    """The node of GUIDER and NOISE."""
+    inputs = {"guider": guider, "noise": noise, "latent_image": latent or empty(), "node_id": "7"}
+    return pack.run("LmsdDistillGuider", **inputs, **{**QUICK, **options})[0]
+
+
+def end(pack, host, model, schedule, cfg=1.0, prompt=None, shape=(32, 4, 2, 2), seed=1000):
+    """Images of seeds that no distillation saw."""
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule, model=model)
+    latent = torch.zeros(shape)
+    noise = RandomNoise(seed).generate_noise({"samples": latent})
+    guider = host.guider(model, cfg, prompt, conditioning(-0.5))
+    return host.sample(guider, noise, latent, sampler, sigmas)
+
+
+def distance(a, b):
+    return float((a - b).flatten(1).norm(dim=1).mean())
+
+
+# ---- what comes out
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+@pytest.mark.parametrize("kind", ["eps", "v", "edm", "flow"])
+def test_it_beats_published_solvers_on_seeds_it_has_not_seen(pack, host, kind, cfg, caplog):
+    """And sampling with it, through the host, says nothing against it."""
+    model = Model(kind)
+    with caplog.at_level(logging.WARNING):
+        schedule = distil(pack, model, cfg=cfg, nfe=3)
+        ours = end(pack, host, model, schedule, cfg, shape=(64, 4, 2, 2))
+    assert caplog.records == []
+    assert schedule.nfe == 3 and schedule.made_by["improved"]
+
+    def handcrafted(**options):
+        solved = pack.run("LmsdSolver", model=model, **options)[0]
+        return end(pack, host, model, solved, cfg, shape=(64, 4, 2, 2))
+
+    many = handcrafted(solver="dpmpp_3m", steps=100)
+    rivals = [
+        distance(handcrafted(solver=solver, steps=3, rho=rho), many)
+        for solver in ("euler", "dpmpp_2m", "ipndm_3")
+        for rho in (7.0, 4.0)
+    ]
+    assert distance(ours, many) < 0.6 * min(rivals)
+
+
+def test_both_nodes_do_the_same(pack, host):
+    model = Model("edm")
+    guider = host.guider(model, 2.0, conditioning(0.0), conditioning(-0.5))
+    by_guider = distil_guider(pack, guider, RandomNoise(5))
+    by_model = distil(pack, model, cfg=2.0, seed=5)
+    assert by_guider.to_dict()["nodes"] == by_model.to_dict()["nodes"]
+    assert files(host) == ["toy (2) nfe02.json", "toy nfe02.json"]
+
+
+def test_the_seed_decides(pack, host):
+    first, again, other = (distil(pack, Model("edm"), seed=seed) for seed in (4, 4, 5))
+    assert first.to_dict()["nodes"] == again.to_dict()["nodes"] != other.to_dict()["nodes"]
+    assert first.made_by["distance"] == again.made_by["distance"]
+    assert first.made_by["seeds"] == "Seeded from seed 4, 16 images a batch"
+
+
+def test_the_largest_seed_wraps_around(pack, host):
+    assert distil(pack, Model("edm"), seed=0xFFFFFFFFFFFFFFFF).made_by["improved"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "about"),
+    [
+        ("eps", {"snapped": True, "sigma_max": pytest.approx(14.6146, rel=1e-4)}),
+        ("edm", {"snapped": False, "sigma_min": pytest.approx(0.002), "sigma_max": pytest.approx(80)}),
+        ("flow", {"snapped": False, "shift": 3.0, "sigma_max": 1.0}),
+    ],
+)
+def test_the_file_says_what_it_was_made_for(pack, host, kind, about):
+    made = distil(pack, Model(kind, name="SD15"), cfg=2.5, nfe=3).made_for
+    assert made["model"] == "SD15" and made["guidance_scale"] == 2.5 and made["latent_shape"] == [4, 2, 2]
+    assert {name: made[name] for name in about} == about
+    assert ("shift" in made) == (kind == "flow")
+
+
+def test_guidance_in_the_conditioning_is_recorded(pack, host):
+    """Flux's, at cfg 1; with two scales none is."""
+    model = Model("flow")
+    assert distil(pack, model, conditioning(0.0, guidance=3.5)).made_for["guidance_scale"] == 3.5
+    guider = host.guider(model, 2.0)
+    guider.cfg1 = 4.0
+    assert "guidance_scale" not in distil_guider(pack, guider, RandomNoise(0)).made_for
+
+
+def test_the_patched_shift_is_fitted_and_recorded(pack, host):
+    model = Model("flow")
+    plain = distil(pack, model)
+    model.add_object_patch("model_sampling", fake_comfy.sampling_of("flow", shift=1.5))
+    assert distil(pack, model).made_for["shift"] == 1.5 and plain.made_for["shift"] == 3.0
+    with pytest.raises(ValueError, match="the schedule was made for (shift|sigma_min)"):
+        pack.run("LmsdSampler", schedule=plain, model=model)
+
+
+def test_a_family_and_its_files(pack, host):
+    """One for each number of steps, under the name given and nowhere else; numbered if already there."""
+    before = {path for path in PACK.rglob("*") if "__pycache__" not in path.parts}
+    schedule = distil(pack, Model("edm"), nfe=3, nfe_from=1, name="a/b: my model")
+    assert schedule.nfe == 3
+    assert files(host) == [f"a_b_ my model nfe0{nfe}.json" for nfe in (1, 2, 3)]
+    for nfe, name in zip((1, 2, 3), files(host), strict=True):
+        loaded = pack.run("LmsdLoadSchedule", schedule=name)[0]
+        assert loaded.nfe == nfe and loaded.name.startswith("a/b: my model: ")
+        assert nfe < 3 or loaded == schedule
+    assert distil(pack, Model("edm"), nfe=3, name="a/b: my model").nfe == 3
+    assert files(host)[0] == "a_b_ my model (2) nfe03.json" and len(files(host)) == 4
+    assert before == {path for path in PACK.rglob("*") if "__pycache__" not in path.parts}
+    assert not [path for path in host.models.parent.rglob("*.json") if path.parent != folder(host)]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("../../escape", "_.._escape nfe03.json"),
+        ("..", "schedule nfe03.json"),
+        ("", "schedule nfe03.json"),
+        ("a\0b\nc", "a_b_c nfe03.json"),
+        ("SDXL, cfg 7.5 @ 1024", "SDXL, cfg 7.5 @ 1024 nfe03.json"),
+    ],
+)
+def test_any_name_is_the_name_of_a_file_in_the_folder(pack, host, name, file):
+    assert pack.part("host").new_files(name, [3]) == {3: folder(host) / file}
+
+
+def test_names_of_many_bytes(pack, host):
+    """File systems count bytes, at most 255; these letters take three each."""
+    schedule = distil(pack, Model("edm"), name="\u50cf\u7d20" * 60)
+    (only,) = files(host)
+    assert pack.run("LmsdLoadSchedule", schedule=only) == (schedule,)
+
+
+def test_a_folder_that_cannot_be_written_is_found_at_the_start(pack, host):
+    """Not after half an hour."""
+    model = Model("edm")
+    folder(host).rmdir()
+    folder(host).write_text("in the way")
+    with pytest.raises(OSError):
+        distil(pack, model)
+    assert model.model.calls == 0
+
+
+LATENTS = {"video": (1, 4, 2, 2, 2), "of 2 channels": (1, 2, 2, 2), "a batch of 3": (3, 4, 2, 2)}
+
+
+@pytest.mark.parametrize("shape", LATENTS.values(), ids=LATENTS)
+def test_latents_of_any_shape(pack, host, shape):
+    """Empty ones get the model's channels; of a batch the first counts."""
+    schedule = distil(pack, Model("edm"), latent=empty(*shape))
+    assert schedule.made_for["latent_shape"] == [4, *shape[2:]] and schedule.made_by["improved"]
+
+
+@pytest.mark.parametrize("node", [distil, distil_guider])
+def test_nested_latents(pack, host, node):
+    """Video and audio: one flat row for the sampler."""
+    latent = {"samples": fake_comfy.NestedTensor([torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 2, 5)])}
+    model = Model("flow")
+    if node is distil:
+        schedule = distil(pack, model, latent=latent)
+    else:
+        schedule = distil_guider(pack, host.guider(model), RandomNoise(0), latent)
+    assert schedule.made_for["latent_shape"] == [1, 42] and schedule.made_by["improved"]
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule, model=model)
+    noise = RandomNoise(9).generate_noise(latent)
+    out = host.sample(host.guider(model), noise, latent["samples"], sampler, sigmas)
+    assert [part.shape for part in out.unbind()] == [(1, 4, 2, 2, 2), (1, 2, 5)]
+
+
+def test_image_i_of_a_batch_gets_prompt_i(pack, host):
+    model = Model("edm")
+    seen = []
+    network = model.model.network
+
+    def listening(scaled, timestep, label):
+        seen.append(label.tolist())
+        return network(scaled, timestep, label)
+
+    model.model.network = listening
+    prompt = conditioning(0.5, -0.5, 0.25)
+    schedule = distil(pack, model, prompt, batch_size=4, trajectories=8)
+    assert seen and all(labels == [0.5, -0.5, 0.25, 0.5] for labels in seen)
+    assert schedule.made_by["improved"]
+
+
+@pytest.mark.parametrize("where", ["teacher", "the rest"])
+def test_the_image_below_the_noise_is_the_hosts(pack, host, where):
+    """Not only empty latents: x_T = noise + the latent given, in the model's scale."""
+    model = Model("edm")
+    latent = {"samples": torch.full((1, 4, 2, 2), 100.0)}
+    seen = []
+    apply = model.model.apply_model
+    model.model.apply_model = lambda x, sigma, label: seen.append((x, sigma)) or apply(x, sigma, label)
+    distil(pack, model, latent=latent, seed=3)
+    x, sigma = seen[0]
+    noise = torch.randn(16, 4, 2, 2, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(x, noise * (1 + 80.0**2) ** 0.5 + 50.0, rtol=1e-5, atol=1e-3)
+    assert sigma.tolist() == pytest.approx([80.0] * 16)
+
+
+# ---- what is refused
+
+
+def test_noise_that_no_seed_changes_is_refused(pack, host):
+    class Seedless:
+        def generate_noise(self, latent):
+            return torch.ones_like(latent["samples"])
+
+    class Same(Seedless):
+        seed = 0
+
+    model = Model("edm")
+    for noise, words in ((Seedless(), "has no seed"), (Same(), "the same for every seed")):
+        with pytest.raises(ValueError, match=words):
+            distil_guider(pack, host.guider(model), noise)
+    assert model.model.calls == 0 and files(host) == []
+
+
+def test_an_error_of_the_model_comes_out_as_it_is(pack, host):
+    model, error = Model("edm"), RuntimeError("CUDA out of memory")
+
+    def fail(calls):
+        if calls == 40:
+            raise error
+
+    model.model.on_call = fail
+    with pytest.raises(RuntimeError) as raised:
+        distil(pack, model)
+    assert raised.value is error and files(host) == []
+
+
+# ---- what is shown
+
+
+def test_progress_grows_and_previews_and_words_are_shown(pack, host, monkeypatch):
+    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
+    schedule = distil(pack, Model("edm"), nfe=2, nfe_from=1, compare=True)
+    values = [value for value, _, _ in host.updates]
+    assert values == sorted(values) and values[0] == 1
+    assert all(0 < value <= total for value, total, _ in host.updates)
+    assert host.updates[-1][0] > 0.9 * host.updates[-1][1]
+
+    words = [text for node, text in host.texts]
+    assert {node for node, _ in host.texts} == {"7"}
+    assert words[0] == "finding the teacher's images"
+    assert any(re.fullmatch(r"2 steps: distance [\d.]+, [\d.]+x nearer than .*", text) for text in words)
+    assert "comparing with other samplers" in words
+    assert words[-1].startswith("2 steps: distance ") and "times nearer than" in words[-1]
+    assert f"{schedule.made_by['distance']:.4g}" in words[-1]
+    assert all(a != b for a, b in zip(words, words[1:], strict=False))
+
+
+def test_previews_show_the_students_image_all_along(pack, host, monkeypatch):
+    """In the model's scale, of the last step; none of the teacher's."""
+    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
+    shown = {}
+
+    def decode(preview_format, latent):
+        assert preview_format == "JPEG" and latent.shape == (16, 4, 2, 2)
+        shown[len(host.updates)] = float(latent[0].norm())
+        return "JPEG", latent[0], 512
+
+    host.previewer.decode_latent_to_preview_image = decode
+    distil(pack, Model("edm"))
+    assert [preview is not None for *_, preview in host.updates].count(True) == len(shown) > 20
+    first, last, total = min(shown), max(shown), len(host.updates)
+    assert first > 30 and last > 0.9 * total
+    middle = [at for at in shown if 0.4 * total < at < 0.9 * total]
+    assert len(middle) > 5, "no previews while it fits"
+
+
+def test_no_preview_is_no_fault(pack, host, monkeypatch):
+    """Of packed latents, of a previewer that fails, or without one."""
+    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
+
+    def fail(*_):
+        raise RuntimeError("unknown latent")
+
+    host.previewer.decode_latent_to_preview_image = fail
+    assert distil(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
+    host.previewer = None
+    assert distil(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
+    assert not any(preview for *_, preview in host.updates)
+
+
+def test_hosts_without_words_on_nodes(pack, host, monkeypatch):
+    monkeypatch.delattr(host.modules["server"].PromptServer.instance, "send_progress_text")
+    assert distil(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
+
+
+def test_comparisons_are_in_every_file(pack, host):
+    schedule = distil(pack, Model("flow"), nfe=3, nfe_from=2, compare=True)
+    for name in files(host):
+        loaded = pack.run("LmsdLoadSchedule", schedule=name)[0]
+        rows = {(row["solver"], row["nfe"]): row["distance"] for row in loaded.made_by["compared"]}
+        assert {(solver, nfe) for solver in lmsd.gain.SOLVERS for nfe in (2, 3, 4, 6)} <= set(rows)
+        for solver in lmsd.gain.SOLVERS:
+            assert rows["distilled", loaded.nfe] < 0.8 * rows[solver, loaded.nfe]
+    assert loaded == schedule
+
+
+# ---- how it ends early
+
+
+def test_time_is_kept(pack, host):
+    start = time.monotonic()
+    schedule = distil(pack, Model("edm"), nfe=16, minutes=1.5 / 60)
+    assert 1.4 < time.monotonic() - start < 5
+    assert schedule.nfe == 16 and files(host) == ["toy nfe16.json"]
+
+
+def test_too_little_time_is_an_error_that_says_so(pack, host):
+    model = Model("edm")
+    model.model.on_call = lambda calls: time.sleep(0.01)
+    with pytest.raises(lmsd.Error, match="before its first result") as raised:
+        distil(pack, model, minutes=0.1 / 60)
+    assert raised.value.status == lmsd.Status.STOPPED and files(host) == []
+
+
+AT = {
+    "teacher": lambda text: text.startswith("finding"),
+    "ranking": lambda text: text.endswith("ranking samplers"),
+    "fit": lambda text: "steps: distance" in text,
+    "comparison": lambda text: text.startswith("comparing"),
+}
+
+
+@pytest.mark.parametrize("host", [Exception, BaseException], indirect=True)
+@pytest.mark.parametrize(
+    ("moment", "source"),
+    [
+        (moment, source)
+        for moment in AT
+        for source in ("bar", "flag", "model", "preview")
+        if (moment, source) != ("teacher", "preview")  # none is made then
+    ],
+)
+def test_an_interrupt_ends_it_at_once_and_keeps_the_best(pack, host, moment, source, monkeypatch):
+    """Wherever it is raised. The host gets its own exception, and a file is there if there was a result."""
+    model = Model("edm")
+    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
+    pressed = []
+
+    def due():
+        here = [text for _, text in host.texts if AT[moment](text)]
+        return here and not pressed
+
+    def press():
+        pressed.append(model.model.calls)
+        host.interrupt()
+
+    def on_call(calls):
+        if source != "preview" and due():
+            press()
+            if source == "model":
+                host.throw_if_interrupted()
+
+    def decode(preview_format, latent):
+        if due():
+            press()
+            host.throw_if_interrupted()
+
+    model.model.on_call = on_call
+    if source == "preview":
+        host.previewer.decode_latent_to_preview_image = decode
+    if source == "flag":
+        host.modules["comfy.utils"].ProgressBar.update_absolute = lambda *_: None  # as newer ones: not always
+    with pytest.raises(host.Interrupt) as raised:
+        distil(pack, model, compare=True)
+    assert raised.value is host.raised[0] and len(host.raised) == 1 and not host.interrupted
+    assert model.model.calls <= pressed[0] + 1
+    has_result = moment in ("fit", "comparison")
+    assert files(host) == (["toy nfe02.json"] if has_result else [])
+    if has_result:
+        schedule = pack.run("LmsdLoadSchedule", schedule="toy nfe02.json", model=model)[0]
+        assert end(pack, host, model, schedule).isfinite().all()
+        assert schedule.made_by["distance"] <= schedule.made_by["handcrafted"][0]["distance"]
+
+
+def test_an_interrupted_family_keeps_what_is_finished(pack, host):
+    model = Model("edm")
+
+    def on_call(calls):
+        if any(text.startswith("2 steps: distance") for _, text in host.texts):
+            host.interrupt()
+
+    model.model.on_call = on_call
+    with pytest.raises(host.Interrupt):
+        distil(pack, model, nfe=3, nfe_from=1)
+    assert set(files(host)) >= {"toy nfe01.json"}
+    assert "toy nfe03.json" not in files(host)

@@ -1,0 +1,169 @@
+"""The entry in KSampler's list: only for those who ask, in place, once; it finds a file or says why not."""
+
+import json
+import os
+
+import lmsd
+import pytest
+import torch
+from fake_comfy import KSAMPLER, Model, RandomNoise, sample_euler
+
+
+def lists(host):
+    samplers = host.modules["comfy.samplers"]
+    return samplers.KSAMPLER_NAMES, samplers.SAMPLER_NAMES, samplers.KSampler.SAMPLERS
+
+
+def settings(host, text):
+    path = host.user / "default" / "comfy.settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "null",
+        "[]",
+        "{}",
+        '{"lmsd.KSampler": false}',
+        '{"lmsd.KSampler": "true"}',
+        '{"lmsd.KSampler": 1}',
+    ],
+)
+def test_lists_are_untouched_unless_asked_for(host, load_pack, text):
+    """So packs whose nodes return a copy of the list stay connectable: the host compares types."""
+    if text is not None:
+        settings(host, text)
+    others_copies = [list(names) for names in lists(host)]
+    objects = [id(names) for names in lists(host)]
+    load_pack()
+    assert [list(names) for names in lists(host)] == others_copies
+    assert [id(names) for names in lists(host)] == objects
+    assert not hasattr(host.modules["comfy.k_diffusion.sampling"], "sample_lmsd")
+
+
+@pytest.fixture
+def asked(host, load_pack):
+    settings(host, json.dumps({"Comfy.Other": 3, "lmsd.KSampler": True}))
+    return load_pack()
+
+
+def test_it_is_added_in_place_and_once(host, load_pack):
+    """Into the very lists that nodes and other packs hold; importing again adds nothing."""
+    held = lists(host)
+    before = [list(names) for names in held]
+    settings(host, '{"lmsd.KSampler": true}')
+    for _ in range(2):
+        load_pack()
+        assert all(a is b for a, b in zip(held, lists(host), strict=True))
+        assert [list(names) for names in held] == [[*names, "lmsd"] for names in before]
+
+
+def saved(pack, host, name, age, **options):
+    """A handcrafted schedule as a file that is `age` seconds old."""
+    schedule = pack.run("LmsdSolver", **options)[0]
+    made = options["model"].model
+    about = {"model": type(made.model_config).__name__}
+    schedule = lmsd.Schedule.from_json(schedule.to_dict() | {"made_for": about, "name": name})
+    path = host.models / "lmsd_schedules" / f"{name}.json"
+    schedule.save(path)
+    now = path.stat().st_mtime
+    os.utime(path, (now - age, now - age))
+    return schedule
+
+
+def run(host, model, steps, **options):
+    latent = torch.zeros(2, 4, 2, 2)
+    noise = RandomNoise(1).generate_noise({"samples": latent})
+    return host.ksampler(host.guider(model), noise, latent, "lmsd", steps, **options)
+
+
+def by_node(pack, host, model, schedule):
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent = torch.zeros(2, 4, 2, 2)
+    noise = RandomNoise(1).generate_noise({"samples": latent})
+    return host.sample(host.guider(model), noise, latent, sampler, sigmas)
+
+
+def test_the_newest_file_for_model_and_steps_is_taken(asked, host):
+    model, other = Model("edm"), Model("edm", name="SDXL")
+    newest = saved(asked, host, "newest", 10, model=model, steps=4, rho=5.0)
+    saved(asked, host, "older", 20, model=model, steps=4)
+    saved(asked, host, "more steps", 5, model=model, steps=6)
+    saved(asked, host, "other family", 0, model=other, steps=4)
+    saved(asked, host, "other process", 0, model=Model("flow"), steps=4)
+    (host.models / "lmsd_schedules" / "broken.json").write_text("{")
+    torch.testing.assert_close(run(host, model, 4), by_node(asked, host, model, newest))
+    assert model.model.calls == 8
+    saved(asked, host, "newer", 1, model=model, steps=4, solver="euler")
+    assert not torch.equal(run(host, model, 4), by_node(asked, host, model, newest))
+
+
+def test_the_callback_counts_the_hosts_steps(asked, host):
+    model, told = Model("flow"), []
+    saved(asked, host, "four", 0, model=model, steps=4)
+    run(host, model, 4, callback=lambda *step: told.append((step[0], step[3])))
+    assert told == [(i, 4) for i in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["eps", "edm", "flow"])
+def test_denoise_below_1(asked, host, kind):
+    """From the host's own level, in the host's steps at most."""
+    model = Model(kind)
+    saved(asked, host, "eight", 0, model=model, steps=8)
+    heard = []
+    run(host, model, 6, denoise=0.6, callback=lambda *step: heard.append(step[2]))
+    assert 2 <= len(heard) == model.model.calls <= 6
+
+
+def test_without_a_file_it_says_why(asked, host):
+    model = Model("edm")
+    with pytest.raises(ValueError, match="no file in models/lmsd_schedules .* 4 steps. There is none"):
+        run(host, model, 4)
+    saved(asked, host, "six", 0, model=model, steps=6)
+    saved(asked, host, "xl", 0, model=Model("edm", name="SDXL"), steps=4)
+    (host.models / "lmsd_schedules" / "broken.json").write_text("{")
+    with pytest.raises(
+        ValueError, match="no file in models/lmsd_schedules fits this model and 4 steps"
+    ) as raised:
+        run(host, model, 4)
+    for words in ("six.json: the host is set to 4 steps", "xl.json: .*SDXL", "broken.json: "):
+        assert raised.match(words)
+    assert model.model.calls == 0
+
+
+def test_a_part_that_takes_more_steps_is_no_fit(asked, host):
+    model = Model("edm")
+    saved(asked, host, "many", 0, model=model, steps=20)
+    with pytest.raises(ValueError, match="many.json: takes more steps"):
+        run(host, model, 2, denoise=0.5)
+
+
+def test_lists_without_a_step_are_survived(asked, host):
+    sampler = host.modules["comfy.samplers"].sampler_object("lmsd")
+    latent = torch.full((1, 4, 2, 2), 0.7)
+    for sigmas in ([0.0], [80.0]):
+        out = host.sample(host.guider(Model("edm")), latent, latent, sampler, torch.tensor(sigmas))
+        assert out.isfinite().all()
+
+
+def test_the_guidance_is_watched(asked, host, caplog):
+    model = Model("edm")
+    schedule = saved(asked, host, "four", 0, model=model, steps=4)
+    file = schedule.to_dict() | {"made_for": {"guidance_scale": 5.0}}
+    lmsd.Schedule.from_json(file).save(host.models / "lmsd_schedules" / "four.json")
+    run(host, model, 4)
+    assert "guidance scale 5; this run has 1" in caplog.text
+
+
+def test_the_hosts_own_samplers_still_work(asked, host):
+    latent = torch.zeros(1, 4, 2, 2)
+    out = host.ksampler(host.guider(Model("edm")), torch.ones(1, 4, 2, 2), latent, "euler", 4)
+    assert out.isfinite().all() and isinstance(
+        host.modules["comfy.samplers"].sampler_object("euler"), KSAMPLER
+    )
+    assert host.modules["comfy.k_diffusion.sampling"].sample_euler is sample_euler

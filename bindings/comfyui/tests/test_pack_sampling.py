@@ -1,0 +1,453 @@
+"""Sampling with a schedule in the host gives what the library gives, whatever the model and the latent."""
+
+import functools
+import logging
+import math
+
+import fake_comfy
+import lmsd
+import pytest
+import torch
+from fake_comfy import Model, RandomNoise, conditioning
+
+
+def part_way(schedule):
+    """The same with a first model call below the level of x_T, odd scales and weights: as fits are."""
+    file = schedule.to_dict()
+    file["nodes"][0]["sigma"] = math.sqrt(schedule.sigmas[0] * schedule.sigmas[1])
+    for n, node in enumerate(file["nodes"]):
+        node["scale"] = 0.97 - 0.01 * n
+        node["weights"] = [weight * 1.03 for weight in node["weights"]]
+    return lmsd.Schedule.from_json(file)
+
+
+def solved(pack, model, steps=4, **options):
+    return part_way(pack.run("LmsdSolver", model=model, steps=steps, **options)[0])
+
+
+def noise_like(latent, seed=0):
+    return torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def expected(schedule, model, x_T, label=0.0):
+    """By the library alone, with the model called at float32 levels, as hosts do."""
+
+    def denoised(x, sigma):
+        return model.model.apply_model(
+            x, torch.full((x.shape[0],), sigma), torch.full((x.shape[0],), float(label))
+        )
+
+    return lmsd.sample(schedule, x_T, denoised)
+
+
+LATENTS = {"image": (3, 4, 4, 4), "video": (2, 4, 3, 2, 2), "packed": (2, 1, 20)}
+
+
+@pytest.mark.parametrize("shape", LATENTS.values(), ids=LATENTS)
+@pytest.mark.parametrize("kind", ["eps", "v", "edm", "x0", "cosmos", "flow"])
+def test_the_host_gets_what_the_library_gives(pack, host, kind, shape):
+    model = Model(kind)
+    schedule = solved(pack, model)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent = torch.full(shape, 0.6)
+    noise = noise_like(latent)
+    got = host.sample(host.guider(model), noise, latent, sampler, sigmas)
+
+    image, sigma = latent * 0.5, schedule.sigma_start  # the latent format's scale
+    if kind == "flow":
+        x_T = sigma * noise + (1 - sigma) * image
+    else:
+        x_T = (sigma if kind == "cosmos" else math.sqrt(1 + sigma**2)) * noise + image
+    ours = expected(schedule, model, x_T) / 0.5
+    assert got.dtype == torch.float32 and got.shape == shape
+    torch.testing.assert_close(got, ours, rtol=1e-5, atol=2e-6 * sigma)
+    assert (got - latent).abs().mean() > 0.1
+
+
+def test_guidance_and_batches_of_prompts_are_the_hosts(pack, host):
+    model = Model("edm")
+    schedule = solved(pack, model)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent = torch.zeros(2, 4, 2, 2)
+    noise = noise_like(latent)
+    guider = host.guider(model, 3.0, conditioning(0.5, -0.5))
+    got = host.sample(guider, noise, latent, sampler, sigmas)
+
+    def denoised(x, sigma):
+        sigma = torch.full((2,), sigma)
+        without = model.model.apply_model(x, sigma, torch.tensor([-1.0, -1.0]))
+        with_prompt = model.model.apply_model(x, sigma, torch.tensor([0.5, -0.5]))
+        return without + 3 * (with_prompt - without)
+
+    ours = lmsd.sample(schedule, noise * math.sqrt(1 + schedule.sigma_start**2), denoised) / 0.5
+    torch.testing.assert_close(got, ours, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "edm", "x0", "cosmos"])
+def test_the_first_sigma_keeps_the_hosts_own_branch(pack, host, kind):
+    """At sigma_max within 1e-5 it scales noise by sqrt(1 + s^2); a schedule that begins below keeps that."""
+    model = Model(kind)
+    schedule = solved(pack, model)
+    for made in (schedule, lmsd.Schedule.from_json(schedule.to_json())):
+        _, sigmas = pack.run("LmsdSampler", schedule=made)
+        assert sigmas.dtype == torch.float32 and len(sigmas) == schedule.nfe + 1
+        assert sigmas[0] == model.model.model_sampling.sigma_max and sigmas[-1] == 0
+        assert schedule.sigmas[0] < 0.75 * float(sigmas[0])
+
+
+@pytest.mark.parametrize("sigmas", [[], [0.0], [80.0]])
+def test_lists_without_a_step_are_survived(pack, host, sigmas):
+    model = Model("edm")
+    sampler, _ = pack.run("LmsdSampler", schedule=solved(pack, model))
+    latent = torch.full((1, 4, 2, 2), 0.7)
+    out = host.sample(host.guider(model), noise_like(latent), latent, sampler, torch.tensor(sigmas))
+    assert out.shape == latent.shape and out.isfinite().all() and model.model.calls == 0
+
+
+@pytest.mark.parametrize("kind", ["edm", "flow"])
+def test_a_mask_keeps_the_known_region(pack, host, kind):
+    model = Model(kind)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=pack.run("LmsdSolver", model=model)[0])
+    latent = torch.full((2, 4, 4, 4), 0.7)
+    mask = torch.zeros(2, 4, 4, 4)
+    mask[..., 2:] = 1
+    options = {"denoise_mask": mask}
+    out = host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas, **options)
+    torch.testing.assert_close(out[..., :2], latent[..., :2], rtol=0, atol=1e-5)
+    assert (out[..., 2:] - latent[..., 2:]).abs().mean() > 0.1
+
+
+def test_the_callback_hears_every_step(pack, host):
+    """With tensors: newer hosts read their shapes. The steps' own states, before the model's call."""
+    model = Model("flow")
+    schedule = solved(pack, model, steps=5)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    heard = []
+    inner = sampler.sampler_function
+
+    def listening(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        def on_step(step):
+            heard.append(step)
+            callback(step)
+
+        return inner(model, x, sigmas, extra_args, on_step, disable)
+
+    sampler.sampler_function = listening
+    told = []
+    latent = torch.zeros(2, 4, 2, 2)
+    arguments = noise_like(latent), latent, sampler, sigmas
+    host.sample(host.guider(model), *arguments, callback=lambda *step: told.append(step))
+    assert [step["i"] for step in heard] == list(range(5)) == [step[0] for step in told]
+    assert all(step[3] == 5 for step in told)
+    for name, values in (
+        ("sigma", schedule.sigmas[:-1]),
+        ("sigma_hat", schedule.sigmas[:-1] * schedule.scales),
+    ):
+        assert [float(step[name]) for step in heard] == pytest.approx(list(values), rel=1e-6)
+        assert all(step[name].shape == () for step in heard)
+    for step in heard:
+        again = expected_at(model, step["x"], step["sigma_hat"])
+        torch.testing.assert_close(step["denoised"], again, rtol=1e-5, atol=1e-5)
+
+
+def expected_at(model, x, sigma):
+    return model.model.apply_model(x, sigma.repeat(len(x)), torch.zeros(len(x)))
+
+
+@pytest.mark.parametrize("host", [Exception, BaseException], indirect=True)
+@pytest.mark.parametrize("where", ["callback", "model"])
+def test_an_exception_comes_out_as_it_went_in(pack, host, where):
+    model = Model("edm")
+    sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model))
+    latent = torch.zeros(1, 4, 2, 2)
+
+    def raising(*step):
+        if step[0] == 2:
+            host.interrupt()
+            host.throw_if_interrupted()
+
+    options = {}
+    if where == "callback":
+        options["callback"] = raising
+    else:
+        model.model.on_call = raising
+    with pytest.raises(host.Interrupt) as raised:
+        host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas, **options)
+    assert raised.value is host.raised[0]
+    assert model.model.calls == (3 if where == "callback" else 2)
+
+
+def test_x_is_never_written_to(pack, host):
+    """Nor is what the model returns, which may be x itself."""
+    model = Model("edm")
+    schedule = solved(pack, model)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    x = noise_like(torch.empty(1, 4, 2, 2)) * 80
+    seen = [(x, x.clone())]
+
+    def identity(state, sigma):
+        seen.append((state, state.clone()))
+        return state
+
+    with torch.inference_mode():
+        out = sampler.sampler_function(identity, x, sigmas, disable=True)
+    assert out is not x and len(seen) == 5
+    assert all(torch.equal(state, before) for state, before in seen)
+
+
+# ---- what does not belong together
+
+
+def test_sigmas_of_something_else_are_refused(pack, host):
+    model = Model("edm")
+    sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model))
+    _, others = pack.run("LmsdSampler", schedule=solved(pack, model, rho=5.0))
+    latent = torch.zeros(1, 4, 2, 2)
+    for wrong in (others, sigmas[1:], sigmas[:-1], sigmas * 0.99, torch.cat([sigmas, torch.zeros(1)])):
+        with pytest.raises(ValueError, match="not those of the schedule") as raised:
+            host.sample(host.guider(model), noise_like(latent), latent, sampler, wrong)
+        shown = str(raised.value)
+        assert f"{float(wrong[0]):.4g}" in shown and f"{float(sigmas[1]):.4g}" in shown
+        assert "same Distilled Sampler" in shown
+    assert model.model.calls == 0
+
+
+def test_sigmas_through_half_an_ulp_are_taken(pack, host):
+    model = Model("edm")
+    sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model))
+    latent = torch.zeros(1, 4, 2, 2)
+    host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas.double() * (1 + 1e-7))
+    assert model.model.calls == 4
+
+
+def made_for(schedule, **about):
+    return lmsd.Schedule.from_json(schedule.to_dict() | {"made_for": about})
+
+
+REFUSED = [
+    ("family", Model("edm"), {"model": "SDXL"}, ("SDXL", "Toy")),
+    ("sigma_max", Model("edm"), {"sigma_max": 60.0}, ("60", "80")),
+    ("sigma_min", Model("edm"), {"sigma_min": 0.01}, ("0.01", "0.0019999")),
+    ("shift", Model("flow"), {"shift": 1.5}, ("1.5", "3")),
+]
+
+
+@pytest.mark.parametrize(("model", "about", "words"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
+def test_a_schedule_for_another_model_is_refused(pack, host, model, about, words):
+    """At load where the model is connected, else when it samples; both values are named."""
+    schedule = made_for(solved(pack, model), **about)
+    schedule.save(host.models / "lmsd_schedules" / "other.json")
+    sampler, sigmas = pack.run("LmsdSampler", schedule=pack.run("LmsdLoadSchedule", schedule="other.json")[0])
+    latent = torch.zeros(1, 4, 2, 2)
+    attempts = [
+        lambda: pack.run("LmsdLoadSchedule", schedule="other.json", model=model),
+        lambda: pack.run("LmsdSampler", schedule=schedule, model=model),
+        lambda: host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match="was made for") as raised:
+            attempt()
+        for word in words:
+            assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(("made", "used"), [("edm", "flow"), ("flow", "edm")])
+def test_a_schedule_of_the_other_process_is_refused(pack, host, made, used):
+    schedule = solved(pack, Model(made))
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent = torch.zeros(1, 4, 2, 2)
+    for attempt in (
+        lambda: pack.run("LmsdSampler", schedule=schedule, model=Model(used)),
+        lambda: host.sample(host.guider(Model(used)), noise_like(latent), latent, sampler, sigmas),
+    ):
+        with pytest.raises(ValueError, match="process (ve|flow); this model has (ve|flow)"):
+            attempt()
+
+
+def test_the_patched_shift_counts(pack, host):
+    """That of nodes such as ModelSamplingFlux, when it samples too."""
+    model = Model("flow")
+    schedule = made_for(solved(pack, model), shift=1.5)
+    model.add_object_patch("model_sampling", fake_comfy.sampling_of("flow", shift=1.5))
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule, model=model)
+    latent = torch.zeros(1, 4, 2, 2)
+    host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas)
+    assert model.model.calls == 4 and model.model.model_sampling.shift == 3.0
+
+
+def test_models_whose_derivative_is_another_are_refused(pack, host):
+    model, latent = Model("image_to_image"), torch.zeros(1, 4, 2, 2)
+    schedule = solved(pack, Model("flow"))
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    schedule.save(host.models / "lmsd_schedules" / "flow.json")
+    for attempt in (
+        lambda: pack.run("LmsdSolver", model=model),
+        lambda: pack.run("LmsdSampler", schedule=schedule, model=model),
+        lambda: pack.run("LmsdLoadSchedule", schedule="flow.json", model=model),
+        lambda: host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas),
+        lambda: pack.run(
+            "LmsdDistill",
+            model=model,
+            positive=conditioning(0.0),
+            negative=conditioning(0.0),
+            latent_image={"samples": latent},
+        ),
+    ):
+        with pytest.raises(ValueError, match="IMG_TO_IMG_FLOW.*use the sampler made for it"):
+            attempt()
+    assert model.model.calls == 0
+
+
+# ---- what is only said
+
+
+def warnings_of(caplog, run):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        run()
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_another_guidance_or_size_is_said_once(pack, host, caplog):
+    model = Model("edm")
+    schedule = made_for(solved(pack, model), guidance_scale=3.0, latent_shape=[4, 2, 2])
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+
+    def run(cfg, size, times=1):
+        guider = host.guider(model, cfg)
+        latent = torch.zeros(2, 4, size, size)
+        for _ in range(times):
+            host.sample(guider, noise_like(latent), latent, sampler, sigmas)
+
+    assert warnings_of(caplog, lambda: run(3.0, 2)) == []
+    said = warnings_of(caplog, lambda: run(7.5, 2, times=2))
+    assert len(said) == 1 and "guidance scale 3;" in said[0] and "7.5" in said[0]
+    said = warnings_of(caplog, lambda: run(3.0, 4, times=2))
+    assert len(said) == 1 and "[4, 2, 2]" in said[0] and "[4, 4, 4]" in said[0]
+
+
+def test_guidance_in_the_conditioning_counts_at_cfg_1(pack, host, caplog):
+    """As Flux has it; at another cfg it is the guider's own that counts, and with two scales neither."""
+    model = Model("flow")
+    schedule = made_for(solved(pack, model), guidance_scale=3.5)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent = torch.zeros(1, 4, 2, 2)
+
+    def run(cfg, guidance, **scales):
+        guider = host.guider(model, cfg, conditioning(0.0, guidance=guidance))
+        for name, scale in scales.items():
+            setattr(guider, name, scale)
+        host.sample(guider, noise_like(latent), latent, sampler, sigmas)
+
+    assert warnings_of(caplog, lambda: run(1.0, 3.5)) == []
+    assert "this run has 2.5" in warnings_of(caplog, lambda: run(1.0, 2.5))[0]
+    assert "this run has 7" in warnings_of(caplog, lambda: run(7.0, 3.5))[0]
+    assert warnings_of(caplog, lambda: run(7.0, 3.5, cfg1=7.0, cfg2=2.0)) == []
+
+
+# ---- denoise
+
+
+def test_denoise_1_is_the_whole_schedule(pack, host):
+    schedule = solved(pack, Model("edm"))
+    _, sigmas = pack.run("LmsdSampler", schedule=schedule, denoise=1.0)
+    assert sigmas.tolist() == pytest.approx([schedule.sigma_start, *schedule.sigmas[1:]])
+
+
+def test_denoise_0_leaves_the_image(pack, host):
+    model = Model("edm")
+    sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model), denoise=0.0)
+    latent = torch.full((1, 4, 2, 2), 0.7)
+    assert sigmas.shape == (0,)
+    assert torch.equal(host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas), latent)
+
+
+def test_denoise_below_1_needs_the_model(pack, host):
+    with pytest.raises(ValueError, match="denoise below 1 needs the MODEL"):
+        pack.run("LmsdSampler", schedule=solved(pack, Model("edm")), denoise=0.5)
+
+
+@pytest.mark.parametrize("denoise", [0.1, 0.3, 0.5, 0.8, 0.99])
+@pytest.mark.parametrize("kind", ["eps", "edm", "flow"])
+def test_denoise_starts_where_ksampler_would(pack, host, kind, denoise):
+    """And its SIGMAS are taken by its SAMPLER, in fewer steps or as many."""
+    model = Model(kind)
+    schedule = solved(pack, model, steps=8)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule, model=model, denoise=denoise)
+    sampling = model.get_model_object("model_sampling")
+    assert float(sigmas[0]) == pytest.approx(sampling.percent_to_sigma(1 - denoise), rel=1e-6)
+    theirs = fake_comfy.simple_sigmas(sampling, round(100 / denoise))[-101]
+    assert float(sigmas[0]) == pytest.approx(float(theirs), rel=0.05)
+    assert (sigmas.diff() < 0).all() and sigmas[-1] == 0
+    assert 1 <= len(sigmas) - 1 <= 8
+    latent = torch.zeros(1, 4, 2, 2)
+    out = host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas)
+    assert out.isfinite().all() and model.model.calls == len(sigmas) - 1
+
+
+def test_lower_denoise_takes_fewer_steps(pack, host):
+    model = Model("edm")
+    schedule = solved(pack, model, steps=8)
+    steps = [
+        len(pack.run("LmsdSampler", schedule=schedule, model=model, denoise=denoise)[1]) - 1
+        for denoise in (0.2, 0.5, 0.8, 1.0)
+    ]
+    assert steps == sorted(steps) and steps[0] < steps[1] < 8 == steps[-1]
+
+
+@functools.cache
+def fitted(kind):
+    """A schedule of 5 steps, distilled by the library alone."""
+    model = Model(kind)
+    sampling = model.model.model_sampling
+
+    def denoised(x, sigma):
+        return model.model.apply_model(x, torch.full((len(x),), sigma), torch.zeros(len(x)))
+
+    found = lmsd.distill(
+        denoised,
+        lambda batch: noise_like(torch.empty(16, 4, 2, 2), batch) * float(sampling.sigma_max),
+        torch.empty(16, 4, 2, 2),
+        nfe=5,
+        progress=False,
+        trajectories=16,
+        held_out=16,
+        process="flow" if kind == "flow" else "ve",
+        sigma_min=float(sampling.sigma_min),
+        sigma_max=float(sampling.sigma_max),
+        sigma_end=0.0,
+    )
+    return found.schedules[5]
+
+
+@pytest.mark.parametrize("kind", ["eps", "edm", "flow"])
+@pytest.mark.parametrize("denoise", [0.5, 0.7, 0.9])
+def test_image_to_image_ends_near_the_many_step_result(pack, host, kind, denoise):
+    """Nearer than euler from the same level, with as many steps, on the scheduler "simple"."""
+    model = Model(kind)
+    sampling = model.get_model_object("model_sampling")
+    latent = expected_at(model, noise_like(torch.empty(32, 4, 2, 2), 3), torch.tensor(0.5)) / 0.5
+    noise = noise_like(latent, 4)
+
+    def end(sampler, sigmas):
+        return host.sample(host.guider(model), noise, latent, sampler, sigmas)
+
+    ours, sigmas = pack.run("LmsdSampler", schedule=fitted(kind), model=model, denoise=denoise)
+    euler, steps = fake_comfy.KSAMPLER(fake_comfy.sample_euler), len(sigmas) - 1
+    simple = fake_comfy.simple_sigmas(sampling, int(steps / denoise))[-(steps + 1) :]
+    simple[0] = sigmas[0]
+    fine = torch.linspace(float(sigmas[0]) ** (1 / 7), float(sampling.sigma_min) ** (1 / 7), 400) ** 7
+    many = end(euler, torch.cat([fine, torch.zeros(1)]))
+
+    def distance(result):
+        return float((result - many).flatten(1).norm(dim=1).mean())
+
+    assert 2 <= steps <= 5
+    assert distance(end(ours, sigmas)) < 0.5 * distance(end(euler, simple))
+
+
+def test_random_noise_of_the_host(host):
+    """The fake's own: the same seed, the same noise."""
+    latent = {"samples": torch.zeros(2, 4, 2, 2)}
+    a, b = (RandomNoise(seed).generate_noise(latent) for seed in (1, 2))
+    assert torch.equal(a, RandomNoise(1).generate_noise(latent)) and not torch.equal(a, b)
