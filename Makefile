@@ -30,7 +30,7 @@ PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
 
 library: $(PACKAGE_SO)
 $(PACKAGE_SO): $(LMSD_SO)
-	cp $< $@
+	cp --remove-destination $< $@  # a process may have the old one open
 
 # Debian keeps ensurepip in a package of its own.
 $(PY):
