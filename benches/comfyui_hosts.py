@@ -6,14 +6,15 @@ Every sampler of the host that is deterministic, with one call a step and the gu
 every scheduler of the host at 5 and 10 steps. Figures are mean Euclidean distances, in pixels of [-1, 1], to
 two converged results from the same noise and labels: the best that the host itself makes of 100 calls (the
 one nearest to its Heun at 400 steps), and the teacher of lmsd at 100 calls. The schedule is distilled inside
-the host, on the guided model that it hands to a sampler, from other seeds. Exits with 1 where the distilled
-schedule at 5 calls is not nearer, to either of the two, than euler, dpmpp_2m, ipndm, uni_pc and res_multistep
-at 10 on their best schedulers.
+the host by the node Distill Schedule (Guider), from other seeds, and sampled by Distilled Sampler. Exits with
+1 where the distilled schedule at 5 calls is not nearer, to either of the two, than euler, dpmpp_2m, ipndm,
+uni_pc and res_multistep at 10 on their best schedulers.
 """
 
 import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import lmsd
 import torch
 from common import Claims, print_table, write_json
 
+ROOT = Path(__file__).resolve().parents[1]
 GUIDANCE, SIGMA_MIN = 3.0, 0.002
 CLAIMED = ("euler", "dpmpp_2m", "ipndm", "uni_pc", "res_multistep")
 NFE, AGAINST, CONVERGED, ARBITER = 5, 10, 100, ("heun", "karras", 400)
@@ -40,7 +42,7 @@ TEACHER = {"teacher": "unipc_bh2_3", "teacher_nfe": 100}
 class Bench:
     """Samples `images` test images with any sampler of the host, or any sampler function."""
 
-    def __init__(self, digits, images):
+    def __init__(self, digits, pack, images):
         import comfy.sample
         import comfy.samplers
 
@@ -51,7 +53,7 @@ class Bench:
                 self.calls += 1
                 return super().predict_noise(*args, **kwargs)
 
-        self.samplers = comfy.samplers
+        self.samplers, self.nodes = comfy.samplers, pack.NODE_CLASS_MAPPINGS
         self.model = inside.guider(digits, "edm").model_patcher
         (positive,), (negative,) = digits.DigitsPrompt().encode(LABELS), digits.DigitsPrompt().encode("")
         self.guider = Counting(self.model)
@@ -77,18 +79,10 @@ class Bench:
         noise = self.noise if images is None else self.noise[:images]
         return self.sample(self.samplers.sampler_object(name), sigmas, noise, seed)
 
-    def inside_a_sampler(self, function, noise=None):
-        """Runs `function(call, x)` where a sampler runs; call(x, sigma) is the host's guided model."""
-
-        def run(model, x, sigmas, extra_args=None, callback=None, disable=None):
-            return function(lambda x, s: model(x, s * x.new_ones([len(x)]), **(extra_args or {})), x)
-
-        sigmas = torch.tensor([float(self.sampling.sigma_max), 0.0])
-        return self.sample(self.samplers.KSAMPLER(run), sigmas, noise)
-
     def ours(self, schedule):
-        """(end points, guided calls) of a schedule."""
-        return self.inside_a_sampler(lambda call, x: lmsd.sample(schedule, x, call))
+        """The same with a schedule, by the node."""
+        sampler, sigmas = self.nodes["LmsdSampler"]().make(schedule, 1.0, self.model)
+        return self.sample(sampler, sigmas)
 
     def fair_samplers(self):
         """(deterministic ones with one call a step and plain guidance, {name: why not} of the others)."""
@@ -108,26 +102,17 @@ class Bench:
 
 
 def distil(bench, nfe, batch=64):
-    """(schedule, report, calls) of lmsd.distill on the model that the host hands to a sampler."""
-    import comfy.sample
+    """(schedule, calls) of the node, from a batch to fit to and another to select by."""
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
-    sigma_max = float(bench.sampling.sigma_max)
-    found = []
-
-    def run(call, like):
-        def begin(index):
-            noise = comfy.sample.prepare_noise(like.cpu(), TRAIN_SEED + index).to(like)
-            sigma = torch.tensor(sigma_max)
-            return bench.sampling.noise_scaling(sigma, noise, torch.zeros_like(like), True)
-
-        options = {"sigma_min": SIGMA_MIN, "sigma_max": sigma_max, "sigma_end": 0.0, **TEACHER}
-        made_for = {"model": "digits", "guidance_scale": GUIDANCE, "latent_shape": list(like.shape[1:])}
-        options |= {"made_for": made_for, "progress": False}
-        found.append(lmsd.distill(call, begin, like, nfe=nfe, **options))
-        return like
-
-    _, calls = bench.inside_a_sampler(run, torch.zeros_like(bench.latent[:1]).repeat(batch, 1, 1, 1))
-    return found[0].schedules[nfe], found[0].report, calls
+    bench.guider.calls = 0
+    options = {"name": "digits", "nfe": nfe, "nfe_from": 0, "trajectories": batch, "batch_size": batch}
+    options |= {"minutes": 0.0, "compare": False}
+    latent = {"samples": bench.latent[:1]}
+    with torch.inference_mode():
+        node = bench.nodes["LmsdDistillGuider"]()
+        (schedule,) = node.run(bench.guider, Noise_RandomNoise(TRAIN_SEED), latent, **options)
+    return schedule, bench.guider.calls
 
 
 def distance(a, b):
@@ -160,8 +145,12 @@ def main():
         parser.error("--comfyui or COMFYUI_DIR must say where a checkout of ComfyUI is")
     started = time.perf_counter()
     inside.enter(args.comfyui.resolve())
-    bench = Bench(inside.digits(), args.images)
     import comfyui_version
+    import folder_paths
+
+    folder_paths.models_dir = tempfile.mkdtemp(prefix="lmsd-bench-")
+    pack = inside.pack(ROOT / "bindings" / "comfyui", "comfyui_lmsd_bench")
+    bench = Bench(inside.digits(), pack, args.images)
 
     schedulers = bench.samplers.SCHEDULER_NAMES
     print(f"ComfyUI {comfyui_version.__version__}, {args.images} test images, guidance {GUIDANCE:g}")
@@ -178,7 +167,7 @@ def main():
                 x, calls = bench.own(name, scheduler, steps)
                 row = {"sampler": name, "steps": steps, "scheduler": scheduler, "calls": calls}
                 rows.append(row | {"to_host": distance(x, own), "to_teacher": distance(x, teacher)})
-    schedule, report, calls = distil(bench, NFE)
+    schedule, calls = distil(bench, NFE)
     x, used = bench.ours(schedule)
     ours = {"sampler": "lmsd, distilled", "steps": NFE, "scheduler": "its own", "calls": used}
     ours |= {"to_host": distance(x, own), "to_teacher": distance(x, teacher)}
@@ -193,7 +182,7 @@ def main():
     )
     head = ("sampler", "steps", "calls", "to host's 100", "to teacher's 100", "best scheduler")
     print_table(head, [cells(row) for row in sorted([*shown, ours], key=lambda row: row["to_host"])])
-    print(f"distilled with {calls} calls of 64 images, in {report['seconds']:.0f} s")
+    print(f"distilled with {calls} calls of 64 images, in {schedule.made_by['seconds']:.0f} s")
 
     claims = Claims()
     for name in CLAIMED:
@@ -205,7 +194,7 @@ def main():
     if args.out:
         about = {"comfyui": comfyui_version.__version__, "images": args.images, "apart": apart}
         about |= {"left_out": refused, "rows": [ours, *rows], "schedule": schedule.to_dict()}
-        write_json(args.out, about | {"report": report, "claims": claims.results})
+        write_json(args.out, about | {"claims": claims.results})
     return claims.finish()
 
 

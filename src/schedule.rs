@@ -465,9 +465,9 @@ impl Schedule {
         }
         let Some(own) = &self.made_for else { return Ok(()) };
         for (what, made, here) in [
+            ("shift", own.shift, host.shift),
             ("sigma_min", own.sigma_min, host.sigma_min),
             ("sigma_max", own.sigma_max, host.sigma_max),
-            ("shift", own.shift, host.shift),
             ("guidance scale", own.guidance_scale, host.guidance_scale),
         ] {
             if let (Some(a), Some(b)) = (made, here)

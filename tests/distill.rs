@@ -188,6 +188,13 @@ fn what_may_not_move_does_not() {
     }
 }
 
+/// Noise levels nearer to one another than the difference step: shorter steps are taken.
+#[test]
+fn close_sigmas_do_not_end_a_run() {
+    let dense = Config { nfe: 12, difference_step: 0.2, iterations: 2, ..config(Process::Flow) };
+    assert!(run(&dense).family[0].improved);
+}
+
 #[test]
 fn where_nothing_better_is_found_it_hands_out_the_handcrafted_one_and_says_so() {
     // One call of the budget is left for fitting: the ranking of 5 NFE takes the rest.

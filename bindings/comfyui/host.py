@@ -126,13 +126,18 @@ def describe(model, sampling=None) -> dict:
     about = {
         "process": process(sampling),
         "model": type(getattr(model, "model_config", None) or model).__name__,
-        "sigma_min": float(sampling.sigma_min),
-        "sigma_max": float(sampling.sigma_max),
+        "sigma_min": rounded(sampling.sigma_min),
+        "sigma_max": rounded(sampling.sigma_max),
     }
     shift = getattr(sampling, "shift", None)
     if about["process"] == "flow" and isinstance(shift, int | float):
-        about["shift"] = float(shift)
+        about["shift"] = rounded(shift)
     return about
+
+
+def rounded(value) -> float:
+    """Without the digits that float32 does not have: files and messages are for people."""
+    return float(f"{float(value):.6g}")
 
 
 def describe_patched(model) -> dict:

@@ -116,13 +116,14 @@ class HandcraftedSolver:
             described = {"kind": kind, "shift": shift or about.get("shift", 1.0)}
         else:
             described = {"kind": kind, "rho": rho} if kind == "karras" else {"kind": kind}
+        sampling = model.get_model_object("model_sampling")
         schedule = lmsd.solve(
             solver,
             nfe=steps,
             grid=described,
             process=about["process"],
-            sigma_min=about["sigma_min"],
-            sigma_max=about["sigma_max"],
+            sigma_min=float(sampling.sigma_min),
+            sigma_max=float(sampling.sigma_max),
             sigma_end=0.0,
             lower_order_final=lower_order_final,
         )
@@ -195,7 +196,7 @@ def distil_inputs() -> dict:
                 "default": 32,
                 "min": 1,
                 "max": 4096,
-                "tooltip": "Images to fit to; as many others decide what is kept. 16 are within 20 % of 64.",
+                "tooltip": "Images to fit to; as many others decide what is kept. Fewer: faster, worse.",
             },
         ),
         "batch_size": (

@@ -181,3 +181,14 @@ def test_mixture_header():
     # law of total variance, summed over the pixels
     spread = weights @ ((means - weights @ means) ** 2).sum(1)
     assert spread + 64 * define["STD"] ** 2 == pytest.approx(x.var(0).sum(), rel=0.01)
+
+
+def test_a_fit_to_sigma_0_spends_no_call_at_sigma_min():
+    """Hosts end at 0. Starts that held a node at sigma_min there ended at 0.40, not at 0.25."""
+    import lmsd
+    from problem import problem
+
+    digits = problem(guidance=3.0, size=64)
+    levels = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "sigma_end": 0.0}
+    found = lmsd.distill(digits.model, digits.begin, digits.like, nfe=5, progress=False, **levels)
+    assert found.report["family"][0]["distance"] < 0.3

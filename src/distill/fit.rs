@@ -113,10 +113,14 @@ impl Fit {
         let config = bench.config;
         let list = unknowns(config, &self.schedule);
         let normal = bench.normal(&self.schedule, &list, &|unknown| {
-            let h = config.difference_step;
-            let by = |h: f64| moved(config, &self.schedule, &[unknown], &[h]).map(|s| (s, h));
-            // Backward where forward leaves the model's range and so changes nothing.
-            by(h).ok().filter(|(other, _)| *other != self.schedule).map_or_else(|| by(-h), Ok)
+            let by = |h: f64| {
+                let other = moved(config, &self.schedule, &[unknown], &[h]).ok()?;
+                (other != self.schedule).then_some((other, h))
+            };
+            // Backward where forward leaves the model's range or passes a neighbour; shorter where both do.
+            let lengths = (0..20).map(|halvings| config.difference_step / f64::from(1 << halvings));
+            let fits = lengths.flat_map(|h| [h, -h]).find_map(by);
+            fits.ok_or_else(|| Error::schedule("two sigmas are the same"))
         })?;
         self.done = true;
         let Some(normal) = normal else { return Ok(()) };

@@ -2,11 +2,13 @@
 //
 //   node browser.mjs '{"url": ..., "playwright": folder with node_modules, "chromium": path,
 //                      "profile": empty folder, "workflow": path of a workflow or of an API prompt, or null,
-//                      "queue": false, "screenshot": path of a PNG, "save": path for the workflow as loaded}'
+//                      "queue": false, "screenshot": path of a PNG, "save": path for the workflow as loaded,
+//                      "scale": pixels of the PNG for one of the page (1), "templates": title of a pack}'
 //
 // Prints one line of JSON: nodes (id, type, title, missing, error, red inputs, widgets, values outside a
 // combo's list), dialogs and messages as text, console and page errors (those of the start apart), failed
-// requests, requests elsewhere (which are refused), and with "queue" how the run ended.
+// requests, requests elsewhere (which are refused), with "queue" how the run ended, and with "templates" the
+// pack's cards in the template browser, which the screenshot then shows.
 import { createRequire } from "node:module";
 import { readFileSync, writeFileSync } from "node:fs";
 
@@ -18,6 +20,7 @@ const context = await chromium.launchPersistentContext(options.profile, {
   executablePath: options.chromium,
   headless: true,
   viewport: { width: 1600, height: 950 },
+  deviceScaleFactor: options.scale ?? 1,
   args: [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-proxy-server",
@@ -85,9 +88,11 @@ async function fit(page) {
   await page.evaluate(() => {
     const canvas = window.app.canvas, nodes = window.app.graph._nodes;
     if (!nodes.length) return;
-    const left = Math.min(...nodes.map((n) => n.pos[0])), top = Math.min(...nodes.map((n) => n.pos[1] - 40));
-    const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0]));
-    const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1]));
+    const boxes = nodes.map((n) => [n.pos[0], n.pos[1] - 40, n.size[0], n.size[1] + 40]);
+    boxes.push(...(window.app.graph._groups ?? []).map((group) => [...group.pos, ...group.size]));
+    const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
+    const right = Math.max(...boxes.map((box) => box[0] + box[2]));
+    const bottom = Math.max(...boxes.map((box) => box[1] + box[3]));
     const scale = Math.min(1400 / (right - left), 760 / (bottom - top), 1);
     canvas.ds.scale = scale;
     canvas.ds.offset = [-left + 100 / scale, -top + 110 / scale];
@@ -131,6 +136,7 @@ function nodes(page) {
         error: Boolean(node.has_errors), red, unconnected: loose, outside, widgets,
         told: window.app.lastNodeErrors?.[node.id]?.errors ?? [],
         size: [...node.size], pos: [...node.pos],
+        pictures: (node.imgs ?? []).map((image) => [image.naturalWidth, image.naturalHeight]),
       };
     });
   });

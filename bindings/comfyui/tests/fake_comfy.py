@@ -91,6 +91,10 @@ class COSMOS_RFLOW(Kind):
         return latent_image + noise * column(sigma, noise)
 
 
+class IMG_TO_IMG(X0):
+    """Predicts an image from another one in the same steps; its noise looks like that of EPS."""
+
+
 class IMG_TO_IMG_FLOW(CONST):
     """From an image to an image: no noise is added, and (x - denoised) / sigma is no derivative."""
 
@@ -186,7 +190,8 @@ KINDS = {
     "x0": (Continuous, X0),
     "cosmos": (Continuous, COSMOS_RFLOW),
     "flow": (Flow, CONST),
-    "image_to_image": (Flow, IMG_TO_IMG_FLOW),
+    "image_to_image": (Discrete, IMG_TO_IMG),
+    "image_to_image_flow": (Flow, IMG_TO_IMG_FLOW),
 }
 
 

@@ -230,11 +230,10 @@ def test_image_i_of_a_batch_gets_prompt_i(pack, host):
     assert schedule.made_by["improved"]
 
 
-@pytest.mark.parametrize("where", ["teacher", "the rest"])
-def test_the_image_below_the_noise_is_the_hosts(pack, host, where):
-    """Not only empty latents: x_T = noise + the latent given, in the model's scale."""
+def test_the_image_below_the_noise_is_the_hosts(pack, host):
+    """Not only empty latents: x_T = noise + the first latent given, in the model's scale."""
     model = Model("edm")
-    latent = {"samples": torch.full((1, 4, 2, 2), 100.0)}
+    latent = {"samples": torch.tensor([100.0, 900.0]).reshape(2, 1, 1, 1).repeat(1, 4, 2, 2)}
     seen = []
     apply = model.model.apply_model
     model.model.apply_model = lambda x, sigma, label: seen.append((x, sigma)) or apply(x, sigma, label)
@@ -359,9 +358,26 @@ def test_time_is_kept(pack, host):
 def test_too_little_time_is_an_error_that_says_so(pack, host):
     model = Model("edm")
     model.model.on_call = lambda calls: time.sleep(0.01)
-    with pytest.raises(lmsd.Error, match="before its first result") as raised:
+    with pytest.raises(TimeoutError, match="before the first result: .* Give it more minutes"):
         distil(pack, model, minutes=0.1 / 60)
-    assert raised.value.status == lmsd.Status.STOPPED and files(host) == []
+    assert files(host) == []
+
+
+def test_a_failing_model_keeps_the_best_so_far(pack, host):
+    """Out of memory in the middle of the fit: the very exception, and a file."""
+
+    def on_call(calls):
+        if host.texts and "nearer" in host.texts[-1][1]:
+            raise MemoryError("no memory left")
+
+    model = Model("edm")
+    model.model.on_call = on_call
+    with pytest.raises(MemoryError, match="no memory left"):
+        distil(pack, model)
+    assert files(host)
+    model.model.on_call = lambda calls: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        distil(pack, model, name="at once")
 
 
 AT = {

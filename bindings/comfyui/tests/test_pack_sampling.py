@@ -227,7 +227,7 @@ def made_for(schedule, **about):
 REFUSED = [
     ("family", Model("edm"), {"model": "SDXL"}, ("SDXL", "Toy")),
     ("sigma_max", Model("edm"), {"sigma_max": 60.0}, ("60", "80")),
-    ("sigma_min", Model("edm"), {"sigma_min": 0.01}, ("0.01", "0.0019999")),
+    ("sigma_min", Model("edm"), {"sigma_min": 0.01}, ("0.01", "0.002")),
     ("shift", Model("flow"), {"shift": 1.5}, ("1.5", "3")),
 ]
 
@@ -275,9 +275,10 @@ def test_the_patched_shift_counts(pack, host):
     assert model.model.calls == 4 and model.model.model_sampling.shift == 3.0
 
 
-def test_models_whose_derivative_is_another_are_refused(pack, host):
-    model, latent = Model("image_to_image"), torch.zeros(1, 4, 2, 2)
-    schedule = solved(pack, Model("flow"))
+@pytest.mark.parametrize(("kind", "like"), [("image_to_image", "eps"), ("image_to_image_flow", "flow")])
+def test_models_whose_derivative_is_another_are_refused(pack, host, kind, like):
+    model, latent = Model(kind), torch.zeros(1, 4, 2, 2)
+    schedule = solved(pack, Model(like))
     sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
     schedule.save(host.models / "lmsd_schedules" / "flow.json")
     for attempt in (
@@ -293,7 +294,7 @@ def test_models_whose_derivative_is_another_are_refused(pack, host):
             latent_image={"samples": latent},
         ),
     ):
-        with pytest.raises(ValueError, match="IMG_TO_IMG_FLOW.*use the sampler made for it"):
+        with pytest.raises(ValueError, match="IMG_TO_IMG.*use the sampler made for it"):
             attempt()
     assert model.model.calls == 0
 
