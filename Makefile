@@ -9,7 +9,8 @@ PY := $(VENV)/bin/python
 # Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint test-rust test-python bench-quality bench-cost bench-lincomb bench-overhead \
+.PHONY: help demo test lint test-rust test-python bench-quality bench-cost bench-start bench-diffusers \
+	bench-lincomb bench-overhead \
 	library venv venv-test wheel clean
 
 help:
@@ -17,6 +18,10 @@ help:
 	@echo "make test            lint, Rust, C, C++ and Python tests"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
 	@echo "make bench-cost      model calls, snapped sigmas, half precision, few trajectories"
+	@echo "make bench-start     image to image: schedules started part-way"
+	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
+	@echo "make bench-comfyui   the same in ComfyUI; COMFYUI_DIR says where it is, COMFYUI_PYTHON its Python"
+	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; likewise"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
@@ -75,6 +80,12 @@ bench-quality: library venv
 
 bench-cost: library venv
 	$(PY) benches/cost.py
+
+bench-start: library venv-test
+	$(PY) benches/start_at.py
+
+bench-diffusers: library venv-test
+	$(PY) benches/diffusers_hosts.py
 
 bench-lincomb:
 	$(CARGO) bench --bench lincomb
