@@ -1,0 +1,326 @@
+"""Distilled schedules in diffusers pipelines: a scheduler, and distillation inside a pipeline.
+
+    found = lmsd.diffusers.distill(pipe, prompts, nfe=5, guidance_scale=7.5)
+    pipe.scheduler = lmsd.diffusers.LmsdScheduler.from_schedule(found, like=pipe.scheduler)
+    image = pipe(prompt, num_inference_steps=5, guidance_scale=7.5).images[0]
+
+Needs torch and diffusers.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ._abi import ScheduleError, Status
+from ._core import Distilled, Schedule
+
+try:
+    import torch
+    from diffusers import ConfigMixin, SchedulerMixin
+    from diffusers.configuration_utils import register_to_config
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+    from diffusers.utils import BaseOutput
+except ImportError as error:
+    raise ImportError(f"lmsd.diffusers needs torch and diffusers: pip install torch diffusers ({error})")
+
+from ._pipeline import Network, distill, logger, settings, shift_of
+from .cli import schedule_files
+
+__all__ = ["LmsdScheduler", "LmsdSchedulerOutput", "distill"]
+
+
+@dataclass
+class LmsdSchedulerOutput(BaseOutput):
+    """`prev_sample`: the next state; `pred_original_sample`: the prediction of x0 at this one."""
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+class LmsdScheduler(SchedulerMixin, ConfigMixin):
+    """Samples with lmsd schedules, one for each number of steps, in any pipeline that takes a scheduler.
+
+    Make one with `from_schedule`. Deterministic; one network call a step. A state is x = x0 + sigma n, for
+    flow_prediction (1 - sigma) x0 + sigma n; x_T is sqrt(1 + sigma_start^2) n, for flow n, which is also what
+    `lmsd.diffusers.distill` fits to. Timesteps are the numbers that the network is told: floats between its
+    training steps by log sigma, clipped to their range.
+
+    `schedules`: dicts of the schedule file, all of one process and sigma_start, each of its own NFE.
+    `prediction_type`: epsilon, v_prediction, sample, or flow_prediction. `integer_timesteps`: rounds the
+    timesteps, for networks that take nothing else. The others say what the network was trained with, as in
+    EulerDiscreteScheduler and FlowMatchEulerDiscreteScheduler.
+
+    Raises ScheduleError where a schedule is damaged, or was made for another process, range of noise levels
+    or shift.
+    """
+
+    _compatibles = [*(e.name for e in KarrasDiffusionSchedulers), "FlowMatchEulerDiscreteScheduler"]
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        schedules: list[dict] | None = None,
+        prediction_type: str = "epsilon",
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        timestep_type: str = "discrete",
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        integer_timesteps: bool = False,
+    ):
+        self._network = Network(self.config)
+        if self._network.betas is not None:
+            self.betas, self.alphas_cumprod = self._network.betas, self._network.alphas_cumprod
+            self.alphas = 1 - self.betas
+        self._family = self._checked(schedules)
+        self._warned = set()
+        self.set_timesteps(max(self._family))
+
+    @classmethod
+    def from_schedule(
+        cls,
+        schedules: Schedule | Distilled | str | os.PathLike | Iterable,
+        prediction_type: str | None = None,
+        like: SchedulerMixin | None = None,
+        **config,
+    ) -> "LmsdScheduler":
+        """From a schedule, what `distill` returned, a schedule file, a folder of them, or several of these.
+
+        `like`: the pipeline's present scheduler, whose config says what network it is; `prediction_type` and
+        `config` (the constructor's arguments) go before it. Without: epsilon, or flow_prediction if the
+        schedules are for flow. Schedules that were fitted to a network that snaps round their timesteps.
+        """
+        found = list(_schedules(schedules))
+        config = {**(settings(like) if like is not None else {}), **config}
+        if prediction_type is not None:
+            config["prediction_type"] = prediction_type
+        flow = bool(found) and found[0].process == "flow"
+        config.setdefault("prediction_type", "flow_prediction" if flow else "epsilon")
+        config.setdefault("integer_timesteps", any(s.made_for.get("snapped") for s in found))
+        return cls.from_config({**config, "schedules": [schedule.to_dict() for schedule in found]})
+
+    def _checked(self, schedules) -> dict[int, Schedule]:
+        """NFE -> Schedule, after lmsd's own checks and against this network."""
+        network, family = self._network, {}
+        if not isinstance(schedules, Sequence) or not all(isinstance(s, Mapping) for s in schedules):
+            raise ScheduleError("the config has no list of schedules; LmsdScheduler.from_schedule makes one")
+        host = {"process": network.process, "sigma_max": network.sigma_max, "shift": network.shift}
+        if network.process == "ve":
+            host["sigma_min"] = network.sigma_min
+        for schedule in map(Schedule.from_json, schedules):
+            schedule.check(**host)
+            if schedule.sigma_start > 1.001 * network.sigma_max:
+                raise ScheduleError(
+                    f"the schedule starts at sigma {schedule.sigma_start}; this network knows no noise level"
+                    f" above {network.sigma_max}",
+                    Status.MISMATCH,
+                )
+            if schedule.nfe in family:
+                raise ScheduleError(f"there are two schedules of {schedule.nfe} NFE")
+            family[schedule.nfe] = schedule
+        if len({schedule.sigma_start for schedule in family.values()}) != 1:
+            raise ScheduleError("one schedule or more is needed, all with the same sigma_start")
+        return family
+
+    def __len__(self):
+        return self.config.num_train_timesteps
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that `set_timesteps` chose."""
+        return self._schedule
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of x_T: sqrt(1 + sigma_start^2), for flow 1."""
+        return self._network.start(self._schedule.sigma_start)
+
+    @property
+    def step_index(self) -> int | None:
+        """The step to come, from 0; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """The first step, where `set_begin_index` said so."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Sampling will begin at this step, with a state of its noise level (image-to-image)."""
+        if not 0 <= begin_index < self._schedule.nfe:
+            raise ValueError(
+                f"sampling cannot begin at step {begin_index} of a schedule of {self._schedule.nfe} steps;"
+                f" give num_inference_steps={self._schedule.nfe} and a strength that leaves one step or more"
+            )
+        self._begin_index = begin_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Takes the schedule of `num_inference_steps` and readies a new run.
+
+        Where there is none the one next to it is taken, and a warning says so once. `sigmas`, which flow
+        pipelines pass, counts by its length only; so does `mu`, which is compared with the shift that the
+        schedule was made for. `timesteps` cannot be had: the schedule has its own.
+        """
+        if timesteps is not None or (sigmas is not None and self._network.process == "ve"):
+            raise ValueError("a schedule has its own timesteps and sigmas: pass num_inference_steps only")
+        steps = num_inference_steps if sigmas is None else len(sigmas)
+        if steps is None:
+            raise ValueError("set_timesteps needs num_inference_steps")
+        nfe = min(self._family, key=lambda nfe: (abs(nfe - steps), -nfe))
+        if nfe != steps:
+            known = ", ".join(map(str, sorted(self._family)))
+            self._warn(f"there is no schedule of {steps} steps: sampling with {nfe}; there are {known}")
+        self._schedule = schedule = self._family[nfe]
+        made_for = schedule.made_for.get("shift")
+        if mu is not None and made_for and self.config.use_dynamic_shifting:
+            shift = shift_of(mu, self.config)
+            if abs(shift - made_for) > 1e-3 * made_for:
+                self._warn(f"the schedule was made for shift {made_for:.4g}; here it is {shift:.4g}")
+
+        self.num_inference_steps = nfe
+        told = (schedule.scales * schedule.sigmas[:-1]).tolist()
+        times = [self._network.timestep(sigma) for sigma in told]
+        self.timesteps = torch.tensor(times, dtype=self._network.timestep_dtype, device=device)
+        # noise level of the pipeline's latents before each step, and of the result
+        self.sigmas = torch.tensor([schedule.sigma_start, *schedule.sigmas[1:].tolist()])
+        self._step_index, self._begin_index = None, None
+        self._run, self._history, self._scaled = None, [], False
+
+    def _warn(self, text):
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning(text)
+
+    def index_for_timestep(self, timestep, schedule_timesteps: torch.Tensor | None = None) -> int:
+        """The step whose timestep this is."""
+        own = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        timestep = torch.as_tensor(timestep, device=own.device)
+        if timestep.is_floating_point():
+            own = own.to(timestep.dtype)
+        found = (own == timestep).nonzero()
+        if len(found) == 0:
+            raise ValueError(f"{timestep.item()} is none of scheduler.timesteps, {own.tolist()}")
+        return found[0].item()
+
+    def _begin(self, timestep) -> None:
+        """The run from the first step on: the whole schedule, or what `Schedule.start_at` leaves of it."""
+        index = self._begin_index
+        if index is None:
+            index = self.index_for_timestep(timestep)
+        whole = self._schedule
+        run = whole if index == 0 else whole.start_at(float(whole.sigmas[index]))
+        if run.nfe != whole.nfe - index:
+            raise ValueError(f"sampling cannot begin at step {index}, between the two stages of a solver")
+        self._run, self._step_index, self._offset = run, index, index
+        self._levels, self._told = run.sigmas.tolist(), (run.scales * run.sigmas[:-1]).tolist()
+        self._weights = [weights.tolist() for weights in run.weights]
+        self._history, self._scaled = [], False
+
+    def _here(self, timestep) -> tuple[int, float, float]:
+        """(node, factor from the pipeline's latents to the state, noise level to tell the network)."""
+        if self._step_index is None:
+            self._begin(timestep)
+        n = self._step_index - self._offset
+        if n == self._run.nfe:
+            raise ValueError("the last step was taken; set_timesteps begins a new run")
+        return n, self._levels[0] / self._run.sigma_start if n == 0 else 1.0, self._told[n]
+
+    def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
+        """The network's input: the state, for ve divided by sqrt(1 + sigma^2) of the noise level it is told.
+
+        At the first step the state is sigma[0] / sigma_start times `sample`.
+        """
+        _, factor, told = self._here(timestep)
+        self._scaled = True
+        return sample * (factor * self._network.input_scale(told))
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+        **ignored,
+    ) -> LmsdSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """The state after this step, of the dtype of `sample`; sums are taken in float32 or better.
+
+        `timestep` is looked at before the first step only. `generator` and what other schedulers take besides
+        changes nothing. Raises ValueError after the last step, where the pipeline should have called
+        `scale_model_input` but did not, and for a noise level for each token.
+        """
+        if ignored.get("per_token_timesteps") is not None:
+            raise ValueError("a schedule has one noise level for all of a sample, not one for each token")
+        n, factor, told = self._here(timestep)
+        if not self._scaled and (factor != 1 or self._network.process == "ve"):
+            reason = "this network takes scaled latents"
+            if self._network.process == "flow":
+                reason = f"the schedule scales x_T by {factor:.6g} first; distil with fit_start=False"
+            raise ValueError(f"the pipeline did not call scheduler.scale_model_input(): {reason}")
+        self._scaled = False
+        wide = torch.promote_types(sample.dtype, torch.float32)
+        x = sample.to(wide) * factor
+        denoised = self._network.denoised(model_output.to(wide), x, told)
+        self._history.insert(0, denoised)
+        sigma, after = self._levels[n : n + 2]
+        gain = (sigma - after) / sigma or 1.0  # equal neighbours: the row is a correction
+        x = x * (after / sigma)
+        for weight, prediction in zip(self._weights[n], self._history, strict=False):
+            x.add_(prediction, alpha=gain * weight)
+        self._step_index += 1
+        if n + 1 == self._run.nfe:
+            self._history = []
+        x, denoised = x.to(sample.dtype), denoised.to(sample.dtype)
+        return LmsdSchedulerOutput(x, denoised) if return_dict else (x, denoised)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """`original_samples` at the noise levels of `timesteps`, one for each or one for all.
+
+        Those of the latents before these steps; while a run is on, before the step to come.
+        """
+        if self._begin_index is None:
+            steps = [self.index_for_timestep(timestep) for timestep in timesteps]
+        elif self._step_index is None:
+            steps = [self._begin_index] * len(timesteps)
+        else:
+            steps = [self._step_index] * len(timesteps)
+        sigma = self.sigmas[steps].to(original_samples)
+        sigma = sigma.reshape(-1, *[1] * (original_samples.ndim - 1))
+        signal = 1 - sigma if self._network.process == "flow" else 1.0
+        return signal * original_samples + sigma * noise
+
+    def scale_noise(
+        self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`add_noise` as flow pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
+
+
+def _schedules(given) -> Iterable[Schedule]:
+    """Schedules, whatever holds them."""
+    if isinstance(given, Schedule):
+        yield given
+    elif isinstance(given, Distilled):
+        yield from given.schedules.values()
+    elif isinstance(given, str | os.PathLike):
+        yield from map(Schedule.load, schedule_files([given]))
+    else:
+        for one in given:
+            yield from _schedules(one)

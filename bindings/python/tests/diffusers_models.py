@@ -1,0 +1,158 @@
+"""Pipelines for the tests of lmsd.diffusers: the trained digits, and stock ones of small random networks."""
+
+import sys
+from pathlib import Path
+
+import lmsd
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "diffusers"))
+torch.set_num_threads(1)
+
+from digits_pipeline import betas, digits_pipeline  # noqa: E402, F401
+
+LABELS = [{"class_labels": label} for label in range(10)]
+QUICK = {"teacher_nfe": 12, "iterations": 3, "trajectories": 8, "held_out": 8, "batch_size": 8}
+STOCK = ("stable_diffusion", "stable_diffusion_3", "flux")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def table(solver="euler", **options):
+    """A published solver's schedule that does not say what range it was made for."""
+    file = lmsd.solve(solver, **options).to_dict()
+    del file["made_for"]
+    return lmsd.Schedule.from_json(file)
+
+
+def euler_of(scheduler):
+    """What an Euler scheduler of diffusers was last set to do, as a schedule."""
+    sigmas, process = scheduler.sigmas.double(), "flow" if "shift" in scheduler.config else "ve"
+    return table(nfe=len(sigmas) - 1, grid=sigmas.tolist(), process=process, sigma_end=0.0)
+
+
+def small_unet():
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        norm_num_groups=4,
+        attention_head_dim=4,
+    )
+
+
+def small_vae(channels=4):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8,),
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=8,
+        shift_factor=0.1,
+        scaling_factor=1.5,
+    )
+
+
+def stable_diffusion():
+    """(pipeline, its arguments for one image): epsilon, classifier-free guidance."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    parts = dict.fromkeys(["text_encoder", "tokenizer", "safety_checker", "feature_extractor"])
+    pipeline = StableDiffusionPipeline(
+        unet=small_unet(), vae=small_vae(), scheduler=scheduler, **parts, requires_safety_checker=False
+    )
+    embeds = torch.randn(2, 3, 8)
+    return pipeline, {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
+
+
+def stable_diffusion_3():
+    """The same: flow, static shift, classifier-free guidance."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        out_channels=4,
+    )
+    names = [f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")]
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer,
+        vae=small_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **dict.fromkeys(names),
+    )
+    embeds, pooled = torch.randn(2, 3, 8), torch.randn(2, 8)
+    arguments = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
+    arguments |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
+    return pipeline, arguments
+
+
+def flux():
+    """The same: flow, shift by image size, guidance as an input of the network, packed latents."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=True,
+    )
+    names = [f"{kind}{n}" for kind in ("text_encoder", "tokenizer") for n in ("", "_2")]
+    pipeline = FluxPipeline(
+        transformer=transformer,
+        vae=small_vae(1),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        **dict.fromkeys(names),
+    )
+    return pipeline, {"prompt_embeds": torch.randn(3, 8), "pooled_prompt_embeds": torch.randn(8)}
+
+
+def stock(name):
+    """(pipeline, arguments for one image, arguments for a batch of two) by name; needs transformers."""
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    pipeline, one = globals()[name]()
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval().requires_grad_(False)
+    for name, weight in getattr(pipeline, "transformer", torch.nn.Module()).named_parameters():
+        if "proj_out" in name or "norm" in name:  # made zero or one: nothing would depend on anything
+            torch.nn.init.normal_(weight, std=0.5)
+    two = {name: torch.stack([value, 0.5 * value]) for name, value in one.items()}
+    return quiet(pipeline), one, two

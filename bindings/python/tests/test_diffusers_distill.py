@@ -1,0 +1,359 @@
+"""lmsd.diffusers.distill: pipelines as they are, and what their distilled schedules then do in them."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+
+import lmsd
+import lmsd.diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers_models import LABELS, QUICK, STOCK, digits_pipeline, quiet, stock
+from lmsd.diffusers import LmsdScheduler, distill
+
+HELD_OUT = 1 << 20  # first batch of the held-out trajectories
+
+
+class Counted:
+    """Counts the calls of a network, and calls `at(number)` before each, from 1."""
+
+    def __init__(self, pipe, at=lambda number: None):
+        self.at, self.calls = at, 0
+        pipe.unet.register_forward_pre_hook(self.hear)
+
+    def hear(self, *_):
+        self.calls += 1
+        self.at(self.calls)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    assert "lmsd.distill" not in [thread.name for thread in threading.enumerate()]
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.is_grad_enabled()
+
+
+@contextlib.contextmanager
+def unchanged(pipe):
+    """The pipeline has its scheduler and its progress bar again, whatever happens."""
+    scheduler, bar = pipe.scheduler, dict(pipe._progress_bar_config)
+    config = dict(pipe.config)
+    try:
+        yield
+    finally:
+        assert pipe.scheduler is scheduler and pipe._progress_bar_config == bar
+        assert dict(pipe.config) == config
+
+
+def counted(at=lambda number: None):
+    pipe = quiet(digits_pipeline())
+    return pipe, Counted(pipe, at)
+
+
+def teacher(report):
+    """The schedule of the teacher."""
+    config = report["config"]
+    names = ("process", "sigma_min", "sigma_max", "sigma_end")
+    solver = "lms_4" if config["process"] == "flow" else "unipc_bh2_3"
+    options = {name: config[name] for name in names} | {"grid": config["teacher_grid"]}
+    return lmsd.solve(solver, nfe=config["teacher_nfe"], **options)
+
+
+def measured(pipe, schedule, report, arguments, size, seed=0):
+    """Mean distance to the teacher over the held-out trajectories, both by LmsdScheduler in the pipeline."""
+    own, ends = pipe.scheduler, []
+    shape = [size, *schedule.made_for["latent_shape"]]
+    noise = np.random.default_rng([seed, HELD_OUT]).standard_normal(shape, np.float32)
+    try:
+        for one in (schedule, teacher(report)):
+            file = one.to_dict()
+            file.pop("made_for", None)
+            pipe.scheduler = LmsdScheduler.from_schedule(lmsd.Schedule.from_json(file), like=own)
+            out = pipe(**arguments, latents=torch.from_numpy(noise), num_inference_steps=one.nfe)
+            ends.append(out if isinstance(out, torch.Tensor) else out.images)
+    finally:
+        pipe.scheduler = own
+    return float((ends[0] - ends[1]).flatten(1).norm(dim=1).mean())
+
+
+def held_out_labels(size):
+    return [(HELD_OUT * size + row) % 10 for row in range(size)]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_scheduler_samples_what_was_fitted(kind, guidance):
+    pipe = quiet(digits_pipeline(kind, shift=2.0))
+    with unchanged(pipe):
+        found = distill(pipe, LABELS, nfe=4, guidance_scale=guidance, progress=False, **QUICK)
+    schedule = found.schedules[4]
+    assert schedule.made_by["distance"] < schedule.made_by["handcrafted"][0]["distance"]
+    arguments = {"class_labels": held_out_labels(8), "guidance_scale": guidance}
+    distance = measured(pipe, schedule, found.report, arguments, 8)
+    assert distance == pytest.approx(schedule.made_by["distance"], rel=2e-3)
+    made_for = schedule.made_for
+    assert made_for["model"] == "DigitsModel" and made_for["guidance_scale"] == guidance
+    assert made_for["latent_shape"] == [1, 8, 8] and made_for["snapped"] is False
+    if kind == "flow_prediction":
+        assert schedule.sigmas[0] == schedule.sigma_start == 1
+        assert made_for["shift"] == 2 and made_for["sigma_min"] == pytest.approx(0.002 / 1.001)
+    else:
+        assert made_for["sigma_max"] == pytest.approx(80, rel=1e-5)
+        assert made_for["sigma_min"] == pytest.approx(0.002, rel=2e-3)
+    pipe.scheduler = LmsdScheduler.from_schedule(found, like=pipe.scheduler)  # passes its checks
+    assert pipe.scheduler.schedule == schedule
+
+
+def test_it_gains_over_every_published_solver():
+    pipe = quiet(digits_pipeline())
+    options = {"teacher_nfe": 60, "batch_size": 32, "trajectories": 32, "held_out": 32, "progress": False}
+    found = distill(pipe, LABELS, nfe=4, guidance_scale=3.0, **options)
+    made = found.schedules[4].made_by
+    assert made["improved"] and made["distance"] < 0.6 * made["handcrafted"][0]["distance"]
+    unconditional = distill(pipe, nfe=4, **options)
+    made = unconditional.schedules[4].made_by
+    assert made["improved"] and made["distance"] < 0.6 * made["handcrafted"][0]["distance"]
+    assert unconditional.schedules[4].made_for["guidance_scale"] == 1
+
+
+def test_calls_are_those_of_the_distillation_and_one():
+    pipe, network = counted()
+    found = distill(pipe, LABELS, nfe=(2, 3), progress=False, **QUICK | {"batch_size": 4})
+    report = found.report
+    assert network.calls == report["model_calls"] + report["teacher_calls"] + 1
+    assert list(found.schedules) == [2, 3] and report["teacher_calls"] == 4 * 12
+
+
+def test_batches_are_always_the_same():
+    """x_T and labels, whoever asks and how often; prompts cycle over the rows, then over the batches."""
+    pipe, starts = quiet(digits_pipeline()), {}
+    predict = pipe.predict
+
+    def spy(sample, t, labels, guidance):
+        if t == 999 and len(sample) == 4:
+            starts.setdefault(tuple(labels.tolist()), []).append(sample)
+        return predict(sample, t, labels, guidance)
+
+    pipe.predict = spy
+    options = QUICK | {"batch_size": 4, "fit_start": False, "fit_scales": False}
+    distill(pipe, LABELS[:7], nfe=2, seed=5, progress=False, **options)
+    first = [tuple((batch * 4 + row) % 7 for row in range(4)) for batch in (0, 1, HELD_OUT, HELD_OUT + 1)]
+    assert set(starts) == set(first)
+    for batch, labels in zip((1, HELD_OUT), first[1:3], strict=True):
+        noise = np.random.default_rng([5, batch]).standard_normal((4, 1, 8, 8), np.float32)
+        assert len(starts[labels]) > 2
+        for sample in starts[labels]:
+            torch.testing.assert_close(sample, torch.from_numpy(noise), rtol=1e-4, atol=1e-5)
+
+
+def test_a_pipeline_that_takes_no_latents_gives_the_same():
+    (pipe, network), (other, other_network) = counted(), counted()
+    kind = type(other)
+
+    class NoLatents(kind):
+        def __call__(self, class_labels=None, num_inference_steps=50, guidance_scale=1.0):
+            labels = torch.tensor(class_labels)
+            latents = torch.randn(len(labels), 1, 8, 8) * self.scheduler.init_noise_sigma
+            self.scheduler.set_timesteps(num_inference_steps)
+            for t in self.progress_bar(self.scheduler.timesteps):
+                sample = self.scheduler.scale_model_input(latents, t)
+                output = self.predict(sample, t, labels, guidance_scale)
+                latents = self.scheduler.step(output, t, latents).prev_sample
+            return latents
+
+    other.__class__ = NoLatents
+    found = [distill(p, LABELS, nfe=2, progress=False, **QUICK).schedules[2] for p in (pipe, other)]
+    assert found[0].to_dict()["nodes"] == found[1].to_dict()["nodes"]
+    assert network.calls < other_network.calls < 1.6 * network.calls
+
+
+def test_half_precision_and_integer_timesteps():
+    """The fit keeps its state in float32 and sees what the network makes of rounding."""
+    pipe = quiet(digits_pipeline())
+    pipe.unet.to(torch.float16)
+    found = distill(
+        pipe, LABELS, nfe=3, guidance_scale=3.0, integer_timesteps=True, progress=False, **QUICK
+    ).schedules[3]
+    assert found.made_for["snapped"] is True and found.made_by["improved"]
+    scheduler = LmsdScheduler.from_schedule(found, like=pipe.scheduler)
+    assert scheduler.timesteps.dtype == torch.int64
+
+
+ERRORS = [ValueError("a"), KeyboardInterrupt(), SystemExit(3), StopIteration(2), lmsd.Error("own")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("number", [1, 2, 14, 40])
+def test_an_exception_of_the_network_comes_out_as_itself(error, number):
+    def at(call):
+        if call == number:
+            raise error
+
+    pipe, network = counted(at)
+    with unchanged(pipe), pytest.raises(type(error)) as raised:
+        distill(pipe, LABELS, nfe=2, progress=False, **QUICK)
+    assert raised.value is error and network.calls == number
+    error.__traceback__ = error.__context__ = None
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("number", [1, 30])
+def test_an_exception_of_progress_comes_out_as_itself(error, number):
+    heard, (pipe, _) = [], counted()
+
+    def progress(told):
+        assert threading.current_thread() is threading.main_thread()
+        heard.append(told)
+        if len(heard) == number:
+            raise error
+
+    with unchanged(pipe), pytest.raises(type(error)) as raised:
+        distill(pipe, LABELS, nfe=2, progress=progress, **QUICK)
+    assert raised.value is error and len(heard) == number
+    error.__traceback__ = error.__context__ = None
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"nfe": 99}, lmsd.Error, "nfe is 99"),
+        ({"fit_everything": True}, lmsd.Error, "fit_everything"),
+        ({"teacher": "nobody"}, lmsd.Error, "nobody"),
+        ({"guidance_scale": "a lot"}, TypeError, ""),
+    ],
+)
+def test_what_lmsd_and_the_pipeline_refuse(options, kind, text):
+    pipe = quiet(digits_pipeline())
+    with unchanged(pipe), pytest.raises(kind, match=text):
+        distill(pipe, LABELS, progress=False, **{**QUICK, **options})
+
+
+def test_prompts_are_texts_or_dicts_of_arguments():
+    from lmsd._pipeline import conditions
+
+    assert conditions(["a", "b", "c"], 1, 4) == {"prompt": ["b", "c", "a", "b"]}
+    found = conditions([{"prompt": "a", "embeds": torch.zeros(3)}], 0, 2)
+    assert found["prompt"] == ["a", "a"] and found["embeds"].shape == (2, 3)
+    with pytest.raises(ValueError, match="no prompts"):
+        distill(quiet(digits_pipeline()), [], progress=False)
+
+
+def press(*calls):
+    """Ctrl-C at these calls of the network."""
+
+    def at(number):
+        for _ in range(calls.count(number)):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # lets the handler run
+
+    return at
+
+
+def test_ctrl_c_keeps_the_best_so_far():
+    pipe, network = counted(press(200))
+    with unchanged(pipe):
+        found = distill(pipe, LABELS, nfe=4, progress=False, **QUICK | {"iterations": 100})
+    assert found.report["stopped"] == "cancelled" and network.calls == 200
+    assert found.schedules[4].made_by["distance"] > 0
+
+
+@pytest.mark.parametrize("calls", [(1,), (5,), (200, 200)])
+def test_ctrl_c_before_the_first_result_and_the_second_one_are_interrupts(calls):
+    pipe, network = counted(press(*calls))
+    with unchanged(pipe), pytest.raises(KeyboardInterrupt):
+        distill(pipe, LABELS, nfe=4, progress=False, **QUICK | {"iterations": 100})
+    assert network.calls == calls[-1]
+
+
+def test_progress_stops():
+    heard, (pipe, _) = [], counted()
+    found = distill(
+        pipe, LABELS, nfe=3, progress=lambda told: heard.append(told) or len(heard) == 150, **QUICK
+    )
+    assert found.report["stopped"] == "cancelled" and len(heard) == 150
+    assert heard[0]["phase"] == "teacher" and heard[-1]["calls"] == 150
+
+
+def test_it_works_in_another_thread():
+    found = []
+    pipe = quiet(digits_pipeline())
+    thread = threading.Thread(
+        target=lambda: found.append(distill(pipe, LABELS, nfe=2, progress=False, **QUICK))
+    )
+    thread.start()
+    thread.join()
+    assert found[0].schedules[2].nfe == 2
+
+
+class Misfit(type(digits_pipeline())):
+    """A pipeline whose loop is not the standard one, in one way."""
+
+    way = ""
+
+    def __call__(self, class_labels=None, num_inference_steps=50, latents=None):
+        labels, scheduler = torch.tensor(class_labels), self.scheduler
+        if latents is None:
+            latents = torch.randn(len(labels) + (self.way == "size"), 1, 8, 8)
+        scheduler.set_timesteps(num_inference_steps)
+        for t in scheduler.timesteps:
+            sample = latents if self.way == "scale" else scheduler.scale_model_input(latents, t)
+            output = self.unet(sample, t, labels[0].repeat(len(latents)))
+            if self.way == "step":
+                continue
+            if self.way == "return":
+                return latents
+            latents = scheduler.step(output, t, latents).prev_sample
+            if self.way == "latents":
+                latents = latents * 1.001
+        return latents
+
+
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        ("step", "went on without a call of scheduler.step"),
+        ("return", "returned without a call of scheduler.step"),
+        ("scale", "did not call scheduler.scale_model_input"),
+        ("latents", "changes the latents between steps"),
+        ("size", "9 latents a pass where batch_size is 8"),
+    ],
+)
+def test_loops_that_are_not_standard_say_so(way, text):
+    pipe = quiet(digits_pipeline())
+    pipe.__class__ = Misfit
+    pipe.way = way
+    with unchanged(pipe), pytest.raises((lmsd.Error, ValueError), match=text):
+        distill(pipe, LABELS, progress=False, **QUICK)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_pipelines(name):
+    """The distance that the distillation states is the one that the pipeline then has."""
+    pipe, one, _ = stock(name)
+    prompts = [
+        one,
+        {key: -value for key, value in one.items()},
+        {key: 2 * value for key, value in one.items()},
+    ]
+    options = {"height": 8, "width": 8, "guidance_scale": 4.0}
+    quick = QUICK | {"batch_size": 4, "held_out": 4, "trajectories": 4}
+    with unchanged(pipe):
+        found = distill(pipe, prompts, nfe=3, progress=False, **options, **quick)
+    schedule = found.schedules[3]
+    assert schedule.made_for["model"] == type(getattr(pipe, "unet", None) or pipe.transformer).__name__
+    assert schedule.made_by["distance"] <= schedule.made_by["handcrafted"][0]["distance"]
+    rows = [prompts[(HELD_OUT * 4 + row) % 3] for row in range(4)]
+    arguments = {key: torch.stack([row[key] for row in rows]) for key in one}
+    arguments |= options | {"output_type": "latent"}
+    distance = measured(pipe, schedule, found.report, arguments, 4)
+    assert distance == pytest.approx(schedule.made_by["distance"], rel=1e-2)
+    assert distance > 0
+
+
+def test_the_modules_agree():
+    assert lmsd.diffusers.distill is distill

@@ -1,0 +1,516 @@
+"""LmsdScheduler in diffusers pipelines: the trained digits, and stock ones where transformers is there."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import lmsd
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers_models import LABELS, STOCK, betas, digits_pipeline, euler_of, quiet, seeded, stock, table
+from lmsd.diffusers import LmsdScheduler
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # theirs, for numpy 2
+ROOT = Path(__file__).parents[3]
+TEN = list(range(10))
+RANGE = {"sigma_min": 0.002, "sigma_max": 80.0}
+BENT = lmsd.Schedule.from_json(  # first node below x_T, time scaling factors, free sums
+    table(nfe=3, **RANGE).to_dict()
+    | {
+        "nodes": [
+            {"sigma": 9.0, "scale": 1.3, "weights": [1.1]},
+            {"sigma": 1.0, "scale": 0.9, "weights": [1.4, -0.3]},
+            {"sigma": 0.2, "scale": 0.8, "weights": [1.3, -0.5, 0.1]},
+        ]
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return quiet(digits_pipeline())
+
+
+@pytest.fixture
+def use(pipe):
+    """Puts schedules into the pipeline for one test."""
+    own = pipe.scheduler
+
+    def put(schedules, **options):
+        pipe.scheduler = LmsdScheduler.from_schedule(schedules, like=own, **options)
+        return pipe.scheduler
+
+    yield put
+    pipe.scheduler = own
+
+
+def denoiser(pipe, labels, guidance):
+    """The pipeline's network, guidance included, in lmsd's coordinates, in float64 outside of the network."""
+    own = EulerDiscreteScheduler(trained_betas=betas())
+    log_sigmas = own.sigmas[:-1].flip(0).double().log().numpy()
+
+    def model(x, sigma):
+        t = torch.tensor(np.interp(np.log(sigma), log_sigmas, np.arange(1000)), dtype=torch.float32)
+        sample = (x / np.sqrt(1 + sigma**2)).repeat(2, 1, 1, 1)[: len(x) * (1 + (guidance > 1))]
+        with torch.no_grad():
+            return x - sigma * pipe.predict(sample, t, torch.tensor(labels), guidance)
+
+    return model
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "schedule",
+    [BENT, table(nfe=5, **RANGE), table("dpmpp_3m", nfe=6, **RANGE), table("heun", nfe=7, **RANGE)],
+    ids=["bent", "euler", "dpmpp_3m", "heun"],
+)
+def test_the_pipeline_samples_what_lmsd_samples(pipe, use, schedule, guidance):
+    use(schedule)
+    latents = torch.randn(10, 1, 8, 8, generator=seeded())
+    x_t = latents * (1 + schedule.sigma_start**2) ** 0.5
+    expected = lmsd.sample(schedule, x_t, denoiser(pipe, TEN, guidance))
+    found = pipe(TEN, guidance_scale=guidance, num_inference_steps=schedule.nfe, latents=latents)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+    assert (
+        found == pipe(TEN, guidance_scale=guidance, num_inference_steps=schedule.nfe, latents=latents)
+    ).all()
+
+
+def test_prediction_types_agree(use):
+    """One network, written as epsilon, v, x0 and flow: x_flow = (1 - s) x, s = sigma / (1 + sigma)."""
+    latents, results = torch.randn(10, 1, 8, 8, generator=seeded()), {}
+    for kind in ("epsilon", "v_prediction", "sample"):
+        pipe = quiet(digits_pipeline(kind))
+        pipe.scheduler = LmsdScheduler.from_schedule(BENT, like=pipe.scheduler)
+        assert pipe.scheduler.config.prediction_type == kind
+        results[kind] = pipe(TEN, guidance_scale=3.0, num_inference_steps=3, latents=latents)
+    for found in results.values():
+        torch.testing.assert_close(found, results["sample"], rtol=0, atol=2e-4)
+
+    ve = table("dpmpp_2m", nfe=6, **RANGE)
+    file = ve.to_dict() | {"process": "flow", "sigma_start": 80 / 81}
+    for node in file["nodes"]:
+        node["sigma"] /= 1 + node["sigma"]
+    epsilon, flow = quiet(digits_pipeline()), quiet(digits_pipeline("flow_prediction"))
+    epsilon.scheduler = LmsdScheduler.from_schedule(ve, like=epsilon.scheduler)
+    flow.scheduler = LmsdScheduler.from_schedule(lmsd.Schedule.from_json(file), like=flow.scheduler)
+    expected = epsilon(TEN, num_inference_steps=6, latents=latents)
+    found = flow(TEN, num_inference_steps=6, latents=latents * (6401**0.5 / 81))
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow_prediction"])
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.8, 1.0])
+def test_an_euler_table_is_their_euler_from_any_strength(kind, strength):
+    """Their own scheduler in the same pipeline, from noise and from an image."""
+    pipe = quiet(digits_pipeline(kind))
+    if kind == "epsilon":  # the spacing whose x_T is sqrt(1 + sigma^2) n
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")
+    options = {"guidance_scale": 3.0, "num_inference_steps": 10}
+    image = pipe(TEN, **options, generator=seeded(1))
+    own, arguments = pipe.scheduler, {"image": image, "strength": strength, **options}
+    expected = [pipe(TEN, **arguments, generator=seeded()), pipe(TEN, **options, generator=seeded())]
+    pipe.scheduler = LmsdScheduler.from_schedule(euler_of(own), like=own)
+    found = [pipe(TEN, **arguments, generator=seeded()), pipe(TEN, **options, generator=seeded())]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-3)
+    assert strength == 1 or (found[0] - found[1]).abs().max() > 0.1
+
+
+def test_strength_runs_the_rest_of_the_schedule(pipe, use):
+    schedule = table("dpmpp_3m", nfe=6, **RANGE)
+    use(schedule)
+    image = torch.randn(10, 1, 8, 8, generator=seeded(1))
+    noise = torch.randn(10, 1, 8, 8, generator=seeded())
+    for steps in range(1, 7):
+        sigma = schedule.sigma_start if steps == 6 else schedule.sigmas[6 - steps]
+        part = schedule.start_at(sigma)
+        assert part.nfe == steps
+        expected = lmsd.sample(part, image + noise * sigma, denoiser(pipe, TEN, 1.0))
+        found = pipe(TEN, image=image, strength=steps / 6 + 1e-6, num_inference_steps=6, latents=noise)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+
+
+def test_strength_that_leaves_no_step_says_so(pipe, use):
+    use(table(nfe=4, **RANGE))
+    image = torch.zeros(10, 1, 8, 8)
+    with pytest.raises(ValueError, match="begin at step 4 of a schedule of 4 steps"):
+        pipe(TEN, image=image, strength=0.1, num_inference_steps=4)
+    with pytest.raises(ValueError, match="num_inference_steps=4"):
+        pipe(TEN, image=image, strength=0.5)  # the pipeline's 50
+    use(table("heun", nfe=7, **RANGE))
+    with pytest.raises(ValueError, match="between the two stages"):
+        pipe(TEN, image=image, strength=1 - 1 / 7, num_inference_steps=7)
+
+
+def test_results_do_not_depend_on_the_rest_of_the_batch(pipe, use):
+    use(BENT)
+    latents = torch.randn(10, 1, 8, 8, generator=seeded())
+    together = pipe(TEN, num_inference_steps=3, latents=latents)
+    alone = pipe([7], num_inference_steps=3, latents=latents[7:8])
+    torch.testing.assert_close(together[7:8], alone, rtol=0, atol=1e-5)
+
+
+def test_a_family_and_the_number_of_steps(pipe, use, caplog):
+    family = [table(nfe=nfe, **RANGE) for nfe in (3, 5, 8)]
+    scheduler = use(family)
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        for steps, nfe in {3: 3, 5: 5, 8: 8, 1: 3, 4: 5, 6: 5, 7: 8, 50: 8}.items():
+            for _ in range(2):
+                caplog.clear()
+                scheduler.set_timesteps(steps)
+                assert scheduler.num_inference_steps == len(scheduler.timesteps) == nfe
+                assert scheduler.schedule == family[(3, 5, 8).index(nfe)]
+            assert not caplog.records  # once only
+        use(family).set_timesteps(50)
+        assert "no schedule of 50 steps: sampling with 8; there are 3, 5, 8" in caplog.text
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert pipe(TEN).shape == (10, 1, 8, 8)  # the pipeline's default of 50 steps
+
+
+def test_from_files_and_folders(tmp_path):
+    family = [table(nfe=nfe, sigma_max=10.0) for nfe in (3, 4)]
+    for schedule in family:
+        schedule.save(tmp_path / f"nfe{schedule.nfe:02d}.json")
+    one, two = tmp_path / "nfe03.json", tmp_path / "nfe04.json"
+    for given in (tmp_path, str(tmp_path), [one, two], family, iter([one, family[1]])):
+        scheduler = LmsdScheduler.from_schedule(given, trained_betas=betas())
+        assert [s["nfe"] for s in scheduler.config.schedules] == [3, 4]
+    with pytest.raises(lmsd.Error, match="no schedules"):
+        LmsdScheduler.from_schedule(
+            tmp_path / "nothing" if (tmp_path / "nothing").mkdir() else tmp_path / "nothing"
+        )
+
+
+def test_config_round_trip(tmp_path, pipe, use):
+    scheduler = use([BENT, table("dpmpp_2m", nfe=4, **RANGE)])
+    latents = torch.randn(10, 1, 8, 8, generator=seeded())
+    expected = pipe(TEN, num_inference_steps=3, latents=latents)
+    scheduler.save_pretrained(tmp_path)
+    for again in (
+        LmsdScheduler.from_pretrained(tmp_path),
+        LmsdScheduler.from_config(scheduler.config),
+        LmsdScheduler.from_config(json.loads((tmp_path / "scheduler_config.json").read_text())),
+    ):
+        assert again.config.schedules == scheduler.config.schedules
+        assert again.config.trained_betas == scheduler.config.trained_betas
+        pipe.scheduler = again
+        assert (pipe(TEN, num_inference_steps=3, latents=latents) == expected).all()
+    # and on to diffusers' own again: the config keeps what the network is
+    own = EulerDiscreteScheduler.from_config(scheduler.config)
+    assert own.config.trained_betas == scheduler.config.trained_betas
+    lmsd_again = LmsdScheduler.from_config(own.config, schedules=[BENT.to_dict()])
+    assert lmsd_again.schedule == BENT
+
+
+def test_like_takes_over_what_the_network_is():
+    """Defaults of another scheduler class are its own, not ours."""
+    scaled = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    schedule = table(nfe=3, sigma_max=14.6)
+    for kind in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler):
+        theirs = kind(**scaled, prediction_type="v_prediction")
+        ours = LmsdScheduler.from_schedule(schedule, like=theirs)
+        assert ours.config.prediction_type == "v_prediction"
+        torch.testing.assert_close(ours.alphas_cumprod, theirs.alphas_cumprod, rtol=0, atol=0)
+    assert LmsdScheduler.from_schedule(schedule, "epsilon", like=theirs).config.prediction_type == "epsilon"
+
+    flow = table(nfe=3, process="flow")
+    for theirs in (
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ):
+        ours = LmsdScheduler.from_schedule(flow, like=theirs)
+        assert (ours.config.prediction_type, ours.config.shift) == ("flow_prediction", 3.0)
+        assert ours.timesteps[0] == 1000 and ours.init_noise_sigma == 1
+    assert LmsdScheduler.from_schedule(flow).config.prediction_type == "flow_prediction"
+    dynamic = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, max_shift=1.3, base_image_seq_len=100
+    )
+    config = LmsdScheduler.from_schedule(flow, like=dynamic).config
+    assert config.get("use_dynamic_shifting") and config.get("max_shift") == 1.3
+    assert config.get("base_image_seq_len") == 100
+
+    video = EulerDiscreteScheduler(  # Stable Video Diffusion's: log(sigma) / 4
+        prediction_type="v_prediction", timestep_type="continuous", sigma_min=0.002, sigma_max=700.0
+    )
+    ours = LmsdScheduler.from_schedule(table(nfe=2, sigma_max=700.0, sigma_min=0.002), like=video)
+    torch.testing.assert_close(ours.timesteps, 0.25 * torch.tensor([700.0, 0.002]).log())
+
+
+def test_timesteps_are_theirs_and_integers_on_request():
+    theirs = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    theirs.set_timesteps(7)
+    schedule = euler_of(theirs)
+    ours = LmsdScheduler.from_schedule(schedule, like=theirs)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=0, atol=2e-2)
+    assert ours.timesteps.dtype == torch.float32
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-6, atol=0)
+    assert ours.init_noise_sigma == pytest.approx((1 + float(theirs.sigmas[0]) ** 2) ** 0.5)
+    rounded = LmsdScheduler.from_schedule(schedule, like=theirs, integer_timesteps=True)
+    assert rounded.timesteps.dtype == torch.int64
+    assert rounded.timesteps.tolist() == ours.timesteps.round().tolist()
+    snapped = lmsd.Schedule.from_json(schedule.to_dict() | {"made_for": {"snapped": True}})
+    assert LmsdScheduler.from_schedule(snapped, like=theirs).config.integer_timesteps
+    ours.set_timesteps(7, device="meta")
+    assert ours.timesteps.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_state_keeps_its_dtype(dtype):
+    schedule = table("dpmpp_3m", nfe=4, sigma_max=10.0)
+    scheduler = LmsdScheduler.from_schedule(schedule, trained_betas=betas())
+    x = (10 * torch.randn(2, 4, generator=seeded())).to(dtype)
+    for t in scheduler.timesteps:
+        sample = scheduler.scale_model_input(x, t)
+        out = scheduler.step(sample, t, x, generator=None, eta=0.0)
+        x = out.prev_sample
+        assert sample.dtype == x.dtype == out.pred_original_sample.dtype == dtype
+    assert x.isfinite().all()
+
+
+def test_half_precision_is_near_the_exact_result():
+    schedule, errors = table("dpmpp_3m", nfe=4, sigma_max=10.0), {}
+    for dtype in (torch.float64, torch.float16):
+        scheduler = LmsdScheduler.from_schedule(schedule, "sample", trained_betas=betas())
+        x = noise = 10 * torch.randn(64, 4, generator=seeded(), dtype=torch.float64)
+        x = x.to(dtype)
+        for n, t in enumerate(scheduler.timesteps):
+            scheduler.scale_model_input(x, t)
+            x = scheduler.step(x / (1 + schedule.sigmas[n] ** 2), t, x, return_dict=False)[0]
+        exact = lmsd.sample(schedule, noise, lambda x, sigma: x / (1 + sigma**2))
+        errors[dtype] = (x.double() - exact).abs().max().item()
+    assert errors[torch.float64] < 1e-12 and 0 < errors[torch.float16] < 5e-3
+
+
+def test_add_noise(use):
+    scheduler = use(BENT)
+    image, noise = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8)
+    scheduler.set_timesteps(3)
+    found = scheduler.add_noise(image, noise, scheduler.timesteps)
+    levels = torch.tensor([80.0, 1.0, 0.2]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(found, image + levels * noise)
+    half = scheduler.add_noise(image, noise, scheduler.timesteps[1:2].half())  # as pipelines cast them
+    torch.testing.assert_close(half, image + noise)
+    assert scheduler.add_noise(image.half(), noise.half(), scheduler.timesteps).dtype == torch.float16
+    scheduler.set_begin_index(1)
+    torch.testing.assert_close(scheduler.add_noise(image, noise, scheduler.timesteps[:1]), image + noise)
+    t = scheduler.timesteps[1]
+    scheduler.step(scheduler.scale_model_input(image, t), t, image)
+    torch.testing.assert_close(scheduler.add_noise(image, noise, t[None]), image + 0.2 * noise)
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="none of scheduler.timesteps"):
+        scheduler.add_noise(image, noise, torch.tensor([500]))
+
+    flow = LmsdScheduler.from_schedule(table(nfe=2, process="flow"))
+    sigma = float(flow.sigmas[1])
+    found = flow.scale_noise(image, flow.timesteps[1:], noise)
+    torch.testing.assert_close(found, (1 - sigma) * image + sigma * noise)
+    torch.testing.assert_close(flow.scale_noise(image, flow.timesteps[:1], noise), noise)
+
+
+def test_steps_out_of_order_say_so(use):
+    scheduler = use(BENT)
+    x = torch.zeros(2, 1, 8, 8)
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="did not call scheduler.scale_model_input"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="none of scheduler.timesteps"):
+        scheduler.scale_model_input(x, 3)
+    for t in scheduler.timesteps:
+        scheduler.scale_model_input(x, t)
+        scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match="set_timesteps begins a new run"):
+        scheduler.scale_model_input(x, scheduler.timesteps[0])
+    scheduler.set_timesteps(3)
+    scheduler.scale_model_input(x, scheduler.timesteps[0])
+    with pytest.raises(ValueError, match="one noise level for all"):
+        scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=torch.zeros(2, 4))
+    for options in ({"timesteps": [1, 2]}, {"sigmas": [1.0, 0.0]}):
+        with pytest.raises(ValueError, match="num_inference_steps only"):
+            scheduler.set_timesteps(**options)
+    with pytest.raises(ValueError, match="needs num_inference_steps"):
+        scheduler.set_timesteps()
+
+
+def test_a_flow_schedule_that_scales_its_start_is_refused_where_it_cannot_be():
+    file = table(nfe=2, process="flow").to_dict()
+    file["nodes"][0]["sigma"] = 0.9
+    pipe = quiet(digits_pipeline("flow_prediction"))
+    pipe.scheduler = LmsdScheduler.from_schedule(lmsd.Schedule.from_json(file), like=pipe.scheduler)
+    with pytest.raises(ValueError, match="scales x_T by 0.9 first; distil with fit_start=False"):
+        pipe(TEN, num_inference_steps=2)
+
+
+def test_shift_of_dynamic_pipelines_is_compared(caplog):
+    file = table(nfe=2, process="flow").to_dict() | {"made_for": {"shift": 3.0}}
+    scheduler = LmsdScheduler.from_schedule(lmsd.Schedule.from_json(file), use_dynamic_shifting=True)
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=float(np.log(3.0)))
+        assert not caplog.records
+        scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=0.5)
+        assert "made for shift 3; here it is 1.649" in caplog.text
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+
+
+def changed(schedule, **fields):
+    return [schedule.to_dict() | fields]
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({}, "no list of schedules"),
+        ({"schedules": []}, "one schedule or more"),
+        ({"schedules": "nfe05.json"}, "no list of schedules"),
+        ({"schedules": [3]}, "no list of schedules"),
+        ({"schedules": changed(BENT, nfe=4)}, "nfe is 4"),
+        ({"schedules": changed(BENT, code="x")}, "unknown field"),
+        ({"schedules": changed(BENT, sigma_start=-1.0)}, "sigma_start is -1"),
+        ({"schedules": changed(BENT) * 2}, "two schedules of 3 NFE"),
+        ({"schedules": changed(BENT) + changed(table(nfe=2, sigma_max=70.0))}, "same sigma_start"),
+        ({"schedules": changed(BENT, made_for={"sigma_max": 14.6})}, "sigma_max 14.6; this model has 80"),
+        ({"schedules": changed(BENT, made_for={"sigma_min": 0.03})}, "sigma_min 0.03; this model has 0.00"),
+        ({"schedules": changed(table(nfe=2, sigma_max=90.0))}, "starts at sigma 90"),
+        (
+            {"schedules": changed(BENT), "prediction_type": "flow_prediction"},
+            "process ve; this model has flow",
+        ),
+        (
+            {
+                "schedules": changed(table(nfe=2, process="flow"), made_for={"shift": 3.0}),
+                "prediction_type": "flow_prediction",
+            },
+            "shift 3; this model has 1",
+        ),
+        ({"schedules": changed(BENT), "prediction_type": "noise"}, "prediction_type is 'noise'"),
+    ],
+)
+def test_a_config_of_a_stranger_is_checked(config, text, tmp_path):
+    file = {"_class_name": "LmsdScheduler", "trained_betas": betas(), **config}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(file))
+    with pytest.raises(ValueError, match=text):
+        LmsdScheduler.from_pretrained(tmp_path)
+
+
+def test_networks_of_other_coordinates_are_refused():
+    from diffusers import EDMEulerScheduler
+
+    for like in (EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler(invert_sigmas=True)):
+        with pytest.raises(lmsd.Error, match="not supported"):
+            LmsdScheduler.from_schedule(BENT, like=like)
+
+
+def test_without_diffusers_there_is_one_sentence(tmp_path):
+    (tmp_path / "diffusers.py").write_text("raise ModuleNotFoundError(\"No module named 'diffusers'\")")
+    code = "import lmsd.diffusers"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: lmsd.diffusers needs torch and diffusers: pip install")
+
+
+def test_the_example_runs(tmp_path):
+    script = ROOT / "examples" / "diffusers" / "few_steps.py"
+    run = subprocess.run(
+        [sys.executable, script, "--quick"], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
+    figures = [float(line.split()[-1]) for line in run.stdout.splitlines() if "distance" in line]
+    assert len(figures) == 2 and figures[1] < figures[0]
+
+
+def test_unconditional_latent_diffusion():
+    """A stock pipeline that asks for init_noise_sigma before set_timesteps, and passes no device."""
+    from diffusers import LDMPipeline, UNet2DModel, VQModel
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=4,
+    )
+    vqvae = VQModel(block_out_channels=(8,), latent_channels=3, norm_num_groups=4)
+    theirs = EulerDiscreteScheduler()
+    pipe = quiet(LDMPipeline(vqvae=vqvae.eval(), unet=unet.eval(), scheduler=theirs))
+    expected = pipe(2, seeded(), num_inference_steps=4, output_type="np").images
+    pipe.scheduler = LmsdScheduler.from_schedule(euler_of(theirs), like=theirs)
+    found = pipe(2, seeded(), num_inference_steps=4, output_type="np").images
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3)  # timesteps are not all whole
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_an_euler_table_is_their_euler_in_stock_pipelines(name):
+    pipe, _, two = stock(name)
+    theirs = pipe.scheduler
+    options = {"output_type": "latent", "num_inference_steps": 4, "height": 8, "width": 8, **two}
+    expected = pipe(**options, generator=seeded()).images
+    pipe.scheduler = LmsdScheduler.from_schedule(euler_of(theirs), like=theirs)
+    found = pipe(**options, generator=seeded()).images
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert not torch.equal(found, pipe(**options, generator=seeded(1)).images)
+
+
+def image_to_image(name, pipe):
+    from diffusers import FluxImg2ImgPipeline, StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
+
+    kinds = (StableDiffusionImg2ImgPipeline, StableDiffusion3Img2ImgPipeline, FluxImg2ImgPipeline)
+    parts = {key: part for key, part in pipe.components.items() if key not in ("image_encoder",)}
+    more = {"requires_safety_checker": False} if name == "stable_diffusion" else {}
+    return quiet(kinds[STOCK.index(name)](**parts, **more))
+
+
+@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_image_to_image_in_stock_pipelines(name, strength):
+    pipe, _, two = stock(name)
+    theirs = pipe.scheduler
+    pipe = image_to_image(name, pipe)
+    image = torch.rand(2, 3, 8, 8, generator=seeded(2))
+    options = {"image": image, "strength": strength, "output_type": "latent", "num_inference_steps": 4, **two}
+    if name != "stable_diffusion":
+        options |= {"height": 8, "width": 8}
+    expected = pipe(**options, generator=seeded()).images
+    pipe.scheduler = LmsdScheduler.from_schedule(euler_of(theirs), like=theirs)
+    found = pipe(**options, generator=seeded()).images
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_saved_pipeline_comes_back_with_its_schedules(tmp_path):
+    pipe, _, two = stock("stable_diffusion")
+    pipe.scheduler.set_timesteps(4)
+    pipe.scheduler = LmsdScheduler.from_schedule(euler_of(pipe.scheduler), like=pipe.scheduler)
+    options = {"output_type": "latent", "num_inference_steps": 4, **two}
+    expected = pipe(**options, generator=seeded()).images
+    pipe.save_pretrained(tmp_path)
+    missing = [name for name, part in pipe.components.items() if part is None]
+    again = quiet(DiffusionPipeline.from_pretrained(tmp_path, **dict.fromkeys(missing)))
+    assert isinstance(again.scheduler, LmsdScheduler)
+    torch.testing.assert_close(again(**options, generator=seeded()).images, expected)
+
+
+def test_labels_cover_the_network():
+    assert [one["class_labels"] for one in LABELS] == TEN
