@@ -143,7 +143,7 @@ fn contenders(config: &Config, nfe: usize) -> Vec<Schedule> {
     specs.filter_map(|spec| solver::solve(&spec).ok()).collect()
 }
 
-/// Starts whose first node lies below the noise level of x_T.
+/// Published solvers that start below the noise level of x_T, as hosts' "leading" spacing does.
 fn low_starts(config: &Config, nfe: usize) -> Vec<Schedule> {
     if !(config.fit_sigmas && config.fit_start) {
         return Vec::new();
@@ -157,7 +157,17 @@ fn low_starts(config: &Config, nfe: usize) -> Vec<Schedule> {
         jump_to_zero: true,
         ..spec(config)
     });
-    specs.filter_map(|spec| solver::solve(&spec).ok()).collect()
+    let solved = specs.filter_map(|spec| solver::solve(&spec).ok());
+    solved.map(from_below).collect()
+}
+
+/// Its record says where it starts.
+fn from_below(mut schedule: Schedule) -> Schedule {
+    let first = schedule.sigma(0);
+    if let Some(grid) = schedule.made_by.as_mut().and_then(|by| by.grid.as_mut()) {
+        *grid += &format!(", from sigma {}", (first * 1e6).round() / 1e6);
+    }
+    schedule
 }
 
 fn run<B: Tensors>(bench: &mut Bench<B>, entries: &mut Vec<Entry>, ranking_calls: &mut u64) -> Result<()> {
@@ -174,13 +184,12 @@ fn run<B: Tensors>(bench: &mut Bench<B>, entries: &mut Vec<Entry>, ranking_calls
         bench.progress.phase = Phase::Rank;
         let before = bench.model_calls;
         let mut ranked = rank(bench, contenders(config, nfe))?;
+        let low = rank(bench, low_starts(config, nfe))?;
         let smaller = entries.last().map(|entry| entry.best.clone());
-        entries.push(baseline(bench, &ranked)?);
+        entries.push(baseline(bench, ranked.iter().chain(&low))?);
         let entry = entries.last_mut().expect("just pushed");
-        if below.is_none() {
-            ranked.truncate(2);
-            ranked.extend(rank(bench, low_starts(config, nfe))?);
-        }
+        ranked.truncate(2);
+        ranked.extend(low);
         *ranking_calls += bench.model_calls - before;
 
         let fits = match &below {
@@ -242,7 +251,12 @@ fn grown(config: &Config, below: &Fit) -> Result<Vec<Fit>> {
 }
 
 /// The entry of an NFE that has only handcrafted solvers yet.
-fn baseline<B: Tensors>(bench: &mut Bench<B>, ranked: &[(Schedule, f64)]) -> Result<Entry> {
+fn baseline<'a, B: Tensors>(
+    bench: &mut Bench<B>,
+    handcrafted: impl Iterator<Item = &'a (Schedule, f64)>,
+) -> Result<Entry> {
+    let mut ranked: Vec<_> = handcrafted.collect();
+    ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
     let top: Vec<&Schedule> = ranked.iter().take(BASELINES).map(|(schedule, _)| schedule).collect();
     let held = bench.distances(Set::Held, &top)?;
     let mut handcrafted: Vec<_> = top.into_iter().cloned().zip(held).collect();
@@ -283,9 +297,9 @@ fn expected_calls<B: Tensors>(bench: &Bench<B>, nfe: usize) -> u64 {
         };
         let calls: usize = unknowns(config, &start).iter().map(|u| nfe - u.first_call()).sum();
         let step = nfe + calls + 3 * nfe;
-        let (tried, low) = if nfe == config.nfe_from() { (STARTS, 9) } else { (nfe, 0) };
+        let tried = if nfe == config.nfe_from() { STARTS } else { nfe };
         let steps = tried + 2 + config.iterations.min(15);
-        let rank = nfe * (contenders(config, nfe).len() + low);
+        let rank = nfe * (contenders(config, nfe).len() + low_starts(config, nfe).len());
         (rank + steps * step) as u64 * bench.batch_count(Set::Train)
             + (nfe * (BASELINES + steps)) as u64 * bench.batch_count(Set::Held)
     };
