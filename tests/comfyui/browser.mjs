@@ -2,8 +2,9 @@
 //
 //   node browser.mjs '{"url": ..., "playwright": folder with node_modules, "chromium": path,
 //                      "profile": empty folder, "workflow": path of a workflow or of an API prompt, or null,
-//                      "queue": false, "screenshot": path of a PNG, "save": path for the workflow as loaded,
-//                      "scale": pixels of the PNG for one of the page (1), "templates": title of a pack}'
+//                      "queue": false, "screenshot": path of a PNG, "save": path for the workflow as loaded
+//                      (which is then loaded again), "scale": pixels of the PNG for one of the page (1),
+//                      "templates": title of a pack}'
 //
 // Prints one line of JSON: nodes (id, type, title, missing, error, red inputs, widgets, values outside a
 // combo's list), dialogs and messages as text, console and page errors (those of the start apart), failed
@@ -70,11 +71,19 @@ try {
       const workflow = await page.evaluate(() => window.app.graph.serialize());
       writeFileSync(options.save, JSON.stringify(workflow, null, 2) + "\n");
     }
-    report.prompt = await page.evaluate(async () => (await window.app.graphToPrompt()).output);
+    report.prompt = await prompt(page);
+    if (options.save) { // and loaded again
+      const saved = JSON.parse(readFileSync(options.save, "utf8"));
+      await page.evaluate((data) => window.app.loadGraphData(data, true, true, "saved"), saved);
+      await page.waitForTimeout(1 * seconds);
+      report.saved_prompt = await prompt(page);
+      await fit(page);
+    }
     if (options.queue) report.run = await run(page);
     report.after = await nodes(page);
     report.dialogs_after = await dialogs(page);
   }
+  if (options.templates) report.templates = await templates(page, options.templates);
   if (options.screenshot) await page.screenshot({ path: options.screenshot });
 } catch (error) {
   report.failure = String(error?.stack ?? error);
@@ -99,6 +108,21 @@ async function fit(page) {
     canvas.setDirty(true, true);
   });
   await page.waitForTimeout(1000);
+}
+
+// What the page would send to the server.
+function prompt(page) {
+  return page.evaluate(async () => (await window.app.graphToPrompt()).output);
+}
+
+// Opens the template browser at a pack; its cards.
+async function templates(page, pack) {
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.BrowseTemplates"));
+  const dialog = page.locator("[role=dialog]");
+  await dialog.getByText(pack, { exact: true }).last().click({ timeout: 30 * seconds });
+  await page.waitForTimeout(3 * seconds); // the pictures load
+  return dialog.locator("img").evaluateAll((images) =>
+    images.map((image) => ({ title: image.alt, width: image.naturalWidth, height: image.naturalHeight })));
 }
 
 // Texts of what lies above the graph: dialogs and messages.

@@ -89,18 +89,31 @@ class Seen:
         return list(dict.fromkeys(found))
 
 
-def look(host: Host, workflow, queue=False, screenshot: Path | None = None, save: Path | None = None) -> Seen:
-    """Opens the host's page with a workflow: a path, or the workflow or API prompt itself."""
+def look(
+    host: Host,
+    workflow,
+    queue=False,
+    screenshot: Path | None = None,
+    save: Path | None = None,
+    scale: float = 1,
+    templates: str | None = None,
+) -> Seen:
+    """Opens the host's page with a workflow: a path, or the workflow or API prompt itself, or None.
+
+    `scale`: pixels of the screenshot for one of the page. `templates`: a pack's name; opens the template
+    browser there at the end.
+    """
     host.request(
         "/settings", {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": True}
     )
     with tempfile.TemporaryDirectory(prefix="lmsd-browser-") as folder:
         folder = Path(folder)
-        if not isinstance(workflow, str | os.PathLike):
+        if workflow is not None and not isinstance(workflow, str | os.PathLike):
             text, workflow = json.dumps(workflow), folder / "workflow.json"
             workflow.write_text(text)
         options = {"url": host.url, "playwright": str(playwright()), "chromium": chromium(), "queue": queue}
-        options |= {"workflow": str(workflow), "profile": str(folder / "profile")}
+        options |= {"workflow": workflow and str(workflow), "profile": str(folder / "profile")}
+        options |= {"scale": scale, "templates": templates}
         options |= {name: str(path) for name, path in (("screenshot", screenshot), ("save", save)) if path}
         command = ["node", str(HERE / "browser.mjs"), json.dumps(options)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400)
