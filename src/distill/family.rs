@@ -184,10 +184,11 @@ fn run<B: Tensors>(bench: &mut Bench<B>, entries: &mut Vec<Entry>, ranking_calls
         bench.progress.phase = Phase::Rank;
         let before = bench.model_calls;
         let mut ranked = rank(bench, contenders(config, nfe))?;
-        let low = rank(bench, low_starts(config, nfe))?;
         let smaller = entries.last().map(|entry| entry.best.clone());
-        entries.push(baseline(bench, ranked.iter().chain(&low))?);
+        entries.push(baseline(bench, &ranked)?);
         let entry = entries.last_mut().expect("just pushed");
+        let low = rank(bench, low_starts(config, nfe))?;
+        compete(bench, entry, &low)?;
         ranked.truncate(2);
         ranked.extend(low);
         *ranking_calls += bench.model_calls - before;
@@ -251,20 +252,25 @@ fn grown(config: &Config, below: &Fit) -> Result<Vec<Fit>> {
 }
 
 /// The entry of an NFE that has only handcrafted solvers yet.
-fn baseline<'a, B: Tensors>(
-    bench: &mut Bench<B>,
-    handcrafted: impl Iterator<Item = &'a (Schedule, f64)>,
-) -> Result<Entry> {
-    let mut ranked: Vec<_> = handcrafted.collect();
-    ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+fn baseline<B: Tensors>(bench: &mut Bench<B>, ranked: &[(Schedule, f64)]) -> Result<Entry> {
+    let (first, _) = ranked.first().ok_or_else(|| Error::argument("no solver fits these options"))?;
+    let best = (first.clone(), f64::INFINITY);
+    let mut entry = Entry { nfe: first.nfe(), best, handcrafted: Vec::new(), start: None, trace: Vec::new() };
+    compete(bench, &mut entry, ranked)?;
+    Ok(entry)
+}
+
+/// Measures the best of `ranked` on the held-out set; the best of all so far are the baselines.
+fn compete<B: Tensors>(bench: &mut Bench<B>, entry: &mut Entry, ranked: &[(Schedule, f64)]) -> Result<()> {
     let top: Vec<&Schedule> = ranked.iter().take(BASELINES).map(|(schedule, _)| schedule).collect();
     let held = bench.distances(Set::Held, &top)?;
-    let mut handcrafted: Vec<_> = top.into_iter().cloned().zip(held).collect();
-    handcrafted.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let best = handcrafted.first().cloned().ok_or_else(|| Error::argument("no solver fits these options"))?;
-    bench.progress.handcrafted = best.1;
-    bench.progress.distance = best.1;
-    Ok(Entry { nfe: best.0.nfe(), best, handcrafted, start: None, trace: Vec::new() })
+    entry.handcrafted.extend(top.into_iter().cloned().zip(held));
+    entry.handcrafted.sort_by(|a, b| a.1.total_cmp(&b.1));
+    entry.handcrafted.truncate(BASELINES);
+    entry.best = entry.handcrafted[0].clone();
+    bench.progress.handcrafted = entry.best.1;
+    bench.progress.distance = entry.best.1;
+    Ok(())
 }
 
 /// Distances on the training set, best first.
@@ -301,7 +307,7 @@ fn expected_calls<B: Tensors>(bench: &Bench<B>, nfe: usize) -> u64 {
         let steps = tried + 2 + config.iterations.min(15);
         let rank = nfe * (contenders(config, nfe).len() + low_starts(config, nfe).len());
         (rank + steps * step) as u64 * bench.batch_count(Set::Train)
-            + (nfe * (BASELINES + steps)) as u64 * bench.batch_count(Set::Held)
+            + (nfe * (2 * BASELINES + steps)) as u64 * bench.batch_count(Set::Held)
     };
     let teacher = match bench.teacher_calls {
         0 => bench.teacher_cost(Set::Train) + bench.teacher_cost(Set::Held),

@@ -224,7 +224,7 @@ def test_an_exception_of_progress_comes_out_as_itself(error, number):
         ({"nfe": 99}, lmsd.Error, "nfe is 99"),
         ({"fit_everything": True}, lmsd.Error, "fit_everything"),
         ({"teacher": "nobody"}, lmsd.Error, "nobody"),
-        ({"guidance_scale": "a lot"}, TypeError, ""),
+        ({"guidance_scale": "a lot"}, TypeError, "str"),
     ],
 )
 def test_what_lmsd_and_the_pipeline_refuse(options, kind, text):
