@@ -83,6 +83,69 @@ pub struct LmsdTensor {
     pub byte_offset: u64,
 }
 
+/// What a descriptor says, checked as far as every backend would.
+pub(crate) struct Described<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [i64],
+    /// None: row-major without gaps. Any numbers else, as many as dimensions.
+    pub strides: Option<&'a [i64]>,
+    /// The first element; a multiple of the dtype's size.
+    pub data: *mut u8,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl LmsdTensor {
+    /// Refuses dtypes, dimensions and addresses that no backend takes; looks at neither the device nor
+    /// the strides.
+    ///
+    /// # Safety
+    ///
+    /// `shape`, and `strides` unless null, point to `ndim` numbers that stay as they are for 'a.
+    pub(crate) unsafe fn read<'a>(&self) -> Result<Described<'a>> {
+        let dtype = Dtype::try_from(self.dtype)?;
+        let ndim = match usize::try_from(self.ndim) {
+            Ok(n) if (1..=MAX_DIMENSIONS).contains(&n) => n,
+            _ => {
+                return Err(Error::tensor(format!(
+                    "the tensor has {} dimensions; 1 to {MAX_DIMENSIONS} are allowed",
+                    self.ndim
+                )));
+            }
+        };
+        if self.shape.is_null() {
+            return Err(Error::tensor("the tensor's shape is null"));
+        }
+        // SAFETY: not null, and the caller promises `ndim` numbers.
+        let shape = unsafe { slice::from_raw_parts(self.shape, ndim) };
+        let (len, bytes) = size_of_shape(shape, dtype)?;
+        // SAFETY: where not null, the caller promises `ndim` numbers.
+        let strides = (!self.strides.is_null()).then(|| unsafe { slice::from_raw_parts(self.strides, ndim) });
+        if self.data.is_null() {
+            return Err(Error::tensor(format!("the tensor of shape {shape:?} has null data")));
+        }
+        let end = usize::try_from(self.byte_offset)
+            .ok()
+            .and_then(|offset| offset.checked_add(bytes))
+            .and_then(|n| n.checked_add(self.data.addr()));
+        if end.is_none() {
+            return Err(Error::tensor(format!(
+                "the tensor's byte_offset is {}; its end is beyond the address space",
+                self.byte_offset
+            )));
+        }
+        let data = self.data.cast::<u8>().wrapping_add(self.byte_offset as usize);
+        if data.addr() % dtype.size() != 0 {
+            return Err(Error::tensor(format!(
+                "the tensor's first element is at address {data:p}, not a multiple of {} as {dtype} needs; pass an \
+                 aligned copy",
+                dtype.size()
+            )));
+        }
+        Ok(Described { dtype, shape, strides, data, len })
+    }
+}
+
 /// The element types that the library takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
@@ -229,53 +292,16 @@ impl CpuTensor {
                 tensor.device.device_type
             )));
         }
-        let dtype = Dtype::try_from(tensor.dtype)?;
-        let ndim = match usize::try_from(tensor.ndim) {
-            Ok(n) if (1..=MAX_DIMENSIONS).contains(&n) => n,
-            _ => {
-                return Err(Error::tensor(format!(
-                    "the tensor has {} dimensions; 1 to {MAX_DIMENSIONS} are allowed",
-                    tensor.ndim
-                )));
-            }
-        };
-        if tensor.shape.is_null() {
-            return Err(Error::tensor("the tensor's shape is null"));
-        }
-        // SAFETY: not null, and the caller promises `ndim` numbers.
-        let shape = unsafe { slice::from_raw_parts(tensor.shape, ndim) };
-        let (len, bytes) = size_of_shape(shape, dtype)?;
-        if !tensor.strides.is_null() {
-            // SAFETY: not null, and the caller promises `ndim` numbers.
-            let strides = unsafe { slice::from_raw_parts(tensor.strides, ndim) };
+        // SAFETY: as promised to this function.
+        let Described { dtype, shape, strides, data, len } = unsafe { tensor.read() }?;
+        if let Some(strides) = strides {
             let compact = compact_strides(shape);
-            if (0..ndim).any(|d| shape[d] != 1 && strides[d] != compact[d]) {
+            if (0..shape.len()).any(|d| shape[d] != 1 && strides[d] != compact[d]) {
                 return Err(Error::tensor(format!(
                     "the tensor of shape {shape:?} has strides {strides:?}; pass a contiguous (row-major) copy, \
                      strides {compact:?}"
                 )));
             }
-        }
-        if tensor.data.is_null() {
-            return Err(Error::tensor(format!("the tensor of shape {shape:?} has null data")));
-        }
-        let end = usize::try_from(tensor.byte_offset)
-            .ok()
-            .and_then(|offset| offset.checked_add(bytes))
-            .and_then(|n| n.checked_add(tensor.data.addr()));
-        if end.is_none() {
-            return Err(Error::tensor(format!(
-                "the tensor's byte_offset is {}; its end is beyond the address space",
-                tensor.byte_offset
-            )));
-        }
-        let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
-        if data.addr() % dtype.size() != 0 {
-            return Err(Error::tensor(format!(
-                "the tensor's first element is at address {data:p}, not a multiple of {} as {dtype} needs; pass an \
-                 aligned copy",
-                dtype.size()
-            )));
         }
         Ok(Self { descriptor: describe(data, dtype, shape), dtype, len, owned: None })
     }
