@@ -22,6 +22,7 @@ help:
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
 	@echo "make bench-comfyui   the same in ComfyUI; COMFYUI_DIR says where it is, COMFYUI_PYTHON its Python"
 	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; likewise"
+	@echo "make torch           libtorch for the Rust feature 'torch'; make test-torch tests it"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
@@ -30,6 +31,7 @@ help:
 
 include mk/install.mk
 include mk/comfyui.mk
+include mk/torch.mk
 
 PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
 
