@@ -1,8 +1,13 @@
 //! Names the shared library as a packaged one is named: programs that link it ask for liblmsd.so.0.
+//! With the feature `torch`, lets the tests find libtorch where they were built with it.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblmsd.so.0");
+    }
+    // Set by torch-sys. Packages that depend on this one set their own.
+    if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
     }
 }

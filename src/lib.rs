@@ -17,6 +17,8 @@ pub mod sample;
 pub mod schedule;
 pub mod solver;
 pub mod tensor;
+#[cfg(feature = "torch")]
+pub mod torch;
 
 pub use error::{Error, Result, Status};
 pub use schedule::{Node, Process, Schedule};

@@ -1,0 +1,349 @@
+//! The tensor operations by libtorch, on its CPU and CUDA devices, for Rust programs that have it:
+//! feature `torch`. Tensors are tch's own and stay where they are. Knows no schedule.
+//!
+//! ```no_run
+//! # fn network(x: &tch::Tensor, sigma: f64) -> Result<tch::Tensor, tch::TchError> { x.f_mul_scalar(sigma) }
+//! # fn main() -> lmsd::Result<()> {
+//! # let schedule = lmsd::solver::solve(&lmsd::solver::Spec::default())?;
+//! use lmsd::torch::{Torch, tch};
+//!
+//! let x_t = tch::Tensor::f_randn([4, 4, 64, 64], (tch::Kind::Float, tch::Device::Cpu))?.f_mul_scalar(80.0)?;
+//! let x_0 = lmsd::sample::sample(Torch::like(&x_t)?, &schedule, &x_t, |x, sigma, denoised| {
+//!     Ok(denoised.f_copy_(&network(x, sigma)?)?)
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! All operations run on libtorch's current stream of the calling thread. A model writes to `denoised`;
+//! a tensor that it puts in its place becomes the library's, which will write to it later.
+
+use std::ops::Range;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::error::{Error, Result, Status};
+use crate::tensor::{Described, Dtype, LmsdTensor, Tensors};
+
+/// The one release of tch whose tensors fit.
+pub use tch;
+
+/// DLPack's numbers for the memory of CUDA and ROCm; libtorch calls both CUDA.
+const DEVICES_CUDA: [i32; 2] = [2, 10];
+/// Most elements that an inner product widens at a time: 64 MiB of float64.
+const GRAM_BLOCK: i64 = 1 << 23;
+
+/// Tensors of one device and one dtype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Torch {
+    device: Device,
+    dtype: Dtype,
+}
+
+impl Torch {
+    /// Refuses a device that this process cannot reach, and dtypes other than float16, bfloat16,
+    /// float32 and float64.
+    pub fn new(device: Device, kind: Kind) -> Result<Self> {
+        let Some(dtype) = dtype_of(kind) else {
+            return Err(Error::argument(format!(
+                "the dtype is {kind:?}; float16, bfloat16, float32 and float64 are supported"
+            )));
+        };
+        match device {
+            Device::Cpu => {}
+            Device::Cuda(index) => check_cuda(index)?,
+            Device::Mps if tch::utils::has_mps() => {}
+            Device::Mps | Device::Vulkan => {
+                return Err(Error::argument(format!("this libtorch has no device {device:?}")));
+            }
+        }
+        Ok(Self { device, dtype })
+    }
+
+    /// For tensors of this one's device and dtype.
+    pub fn like(tensor: &Tensor) -> Result<Self> {
+        if !tensor.defined() {
+            return Err(Error::tensor("the tensor is undefined"));
+        }
+        Self::new(tensor.device(), tensor.f_kind()?)
+    }
+
+    /// A view of the caller's memory, without a copy. Any strides but negative ones.
+    ///
+    /// Refuses with `InvalidTensor` another device or dtype than this backend's, dimensions of size 0,
+    /// negative strides, memory that is not aligned to its elements.
+    ///
+    /// # Safety
+    ///
+    /// `shape`, and `strides` unless null, point to `ndim` readable numbers; they are copied. `data`
+    /// points to initialised memory of the described size and device, which outlives the view and all
+    /// that shares its memory. While a call uses the view as an input, nobody writes to that memory;
+    /// while it uses the view as an output, the memory is writable and nobody else reads or writes it.
+    pub unsafe fn view(&self, tensor: &LmsdTensor) -> Result<Tensor> {
+        let index = usize::try_from(tensor.device.device_id);
+        let device = match (tensor.device.device_type, index) {
+            (crate::tensor::DEVICE_CPU, _) => Some(Device::Cpu),
+            (cuda, Ok(index)) if DEVICES_CUDA.contains(&cuda) => Some(Device::Cuda(index)),
+            _ => None,
+        };
+        if device != Some(self.device) {
+            return Err(Error::tensor(format!(
+                "the tensor is on device {} of DLPack type {}; this backend's tensors are on {}",
+                tensor.device.device_id,
+                tensor.device.device_type,
+                name(self.device)
+            )));
+        }
+        // SAFETY: as promised to this function.
+        let Described { dtype, shape, strides, data, .. } = unsafe { tensor.read() }?;
+        if dtype != self.dtype {
+            return Err(Error::tensor(format!(
+                "the tensor is {dtype}; this backend's tensors are {}",
+                self.dtype
+            )));
+        }
+        if let Some(strides) = strides {
+            let end = shape.iter().zip(strides).try_fold(dtype.size() as i64, |end, (&n, &stride)| {
+                let reach = (n - 1).checked_mul(stride)?.checked_mul(dtype.size() as i64)?;
+                end.checked_add(reach).filter(|_| stride >= 0)
+            });
+            if end.and_then(|end| data.addr().checked_add(usize::try_from(end).ok()?)).is_none() {
+                return Err(Error::tensor(format!(
+                    "the tensor of shape {shape:?} has strides {strides:?}; they must not be negative, nor its end \
+                     beyond the address space"
+                )));
+            }
+        }
+        // SAFETY: as promised to this function.
+        let view = unsafe {
+            Tensor::f_from_blob(data, shape, strides.unwrap_or_default(), self.dtype.into(), self.device)
+        };
+        Ok(view?)
+    }
+
+    /// What sums are made in, where float64 is asked for.
+    fn widest(&self) -> Kind {
+        if self.device == Device::Mps { Kind::Float } else { Kind::Double }
+    }
+
+    /// The shape of a tensor of this backend's device and dtype; all others are refused by name.
+    fn shape(&self, tensor: &Tensor, what: impl Fn() -> String) -> Result<Vec<i64>> {
+        // The question is one that libtorch takes for dense tensors only; of others strides would panic.
+        if !tensor.defined() || tensor.f_is_set_to(tensor).is_err() {
+            return Err(Error::tensor(format!("{} is undefined or not a dense tensor", what())));
+        }
+        let (device, kind, shape) = (tensor.device(), tensor.f_kind()?, tensor.size());
+        if device != self.device || dtype_of(kind) != Some(self.dtype) {
+            let dtype = dtype_of(kind).map_or_else(|| format!("{kind:?}"), |dtype| dtype.to_string());
+            return Err(Error::tensor(format!(
+                "{} is {dtype} on {}; this backend's tensors are {} on {}",
+                what(),
+                name(device),
+                self.dtype,
+                name(self.device)
+            )));
+        }
+        if shape.is_empty() || shape.contains(&0) {
+            return Err(Error::tensor(format!(
+                "{} has shape {shape:?}; it must have 1 dimension or more, each of size 1 or more",
+                what()
+            )));
+        }
+        Ok(shape)
+    }
+
+    /// Where a tensor's memory is, from its first byte to its last.
+    fn extent(&self, tensor: &Tensor, shape: &[i64]) -> Range<usize> {
+        let start = tensor.data_ptr().addr();
+        if self.device == Device::Mps {
+            return start..start + 1; // a handle, not an address
+        }
+        let last: i64 = shape.iter().zip(tensor.stride()).map(|(n, stride)| (n - 1) * stride).sum();
+        start..start + (last as usize + 1) * self.dtype.size()
+    }
+
+    /// A factor as libtorch multiplies by it: without a copy from the host, which would wait for the
+    /// device.
+    fn factor(&self, factor: f64, kind: Kind) -> Result<Tensor> {
+        Ok(Tensor::f_full([0i64; 0], factor, (kind, self.device))?)
+    }
+}
+
+impl Tensors for Torch {
+    type Tensor = Tensor;
+
+    fn alloc(&self, like: &Tensor) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        self.shape(like, || "the tensor to be like".into())?;
+        Ok(like.f_empty_like()?)
+    }
+
+    /// One operation a term, in place; half precision in a float32 tensor of its own. Refuses terms
+    /// that differ from `out` in shape, or overlap its memory.
+    fn lincomb(&self, out: &mut Tensor, terms: &[(f64, &Tensor)]) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        let shape = self.shape(out, || "the output".into())?;
+        let written = self.extent(out, &shape);
+        for (i, (_, term)) in terms.iter().enumerate() {
+            let its = self.shape(term, || format!("term {i}"))?;
+            if its != shape {
+                return Err(Error::tensor(format!(
+                    "term {i} has shape {its:?} but the output {shape:?}; they must be alike"
+                )));
+            }
+            let read = self.extent(term, &its);
+            if read.start < written.end && written.start < read.end {
+                return Err(Error::tensor(format!("term {i} overlaps the output's memory")));
+            }
+        }
+        if out.requires_grad() {
+            // A model's own tensor, once: the graph it came from would live on in what is written now.
+            *out = out.f_detach()?;
+        }
+        let mut terms = terms.iter().filter(|(factor, _)| *factor != 0.0);
+        let Some((factor, first)) = terms.next() else {
+            let _same = out.f_zero_()?;
+            return Ok(());
+        };
+        let wide = if self.dtype == Dtype::F64 { Kind::Double } else { Kind::Float };
+        let factor = self.factor(*factor, wide)?;
+        let half = matches!(self.dtype, Dtype::F16 | Dtype::Bf16);
+        let mut sum =
+            if half { first.f_to_kind(wide)?.f_mul_(&factor)? } else { first.f_mul_out(out, &factor)? };
+        for (factor, term) in terms {
+            let _same = sum.f_addcmul_(term, &self.factor(*factor, wide)?)?;
+        }
+        if half {
+            out.f_copy_(&sum)?;
+        }
+        Ok(())
+    }
+
+    /// Batched matrix products, in blocks of bounded memory; float32 where the device has no float64.
+    /// Refuses columns that differ in shape.
+    fn gram(&self, columns: &[&Tensor]) -> Result<Vec<f64>> {
+        let _no_grad = tch::no_grad_guard();
+        let Some(first) = columns.first() else { return Ok(Vec::new()) };
+        let shape = self.shape(first, || "column 0".into())?;
+        for (i, column) in columns.iter().enumerate() {
+            let its = self.shape(column, || format!("column {i}"))?;
+            if its != shape {
+                return Err(Error::tensor(format!(
+                    "column {i} has shape {its:?} but column 0 {shape:?}; they must be alike"
+                )));
+            }
+        }
+        let (k, batch) = (columns.len() as i64, shape[0]);
+        let n: i64 = shape[1..].iter().product();
+        let flat: Vec<Tensor> =
+            columns.iter().map(|column| Ok(column.f_reshape([batch, n])?)).collect::<Result<_>>()?;
+
+        // Whole trajectories while they fit, else parts of one.
+        let rows = (GRAM_BLOCK / (k * n)).clamp(1, batch);
+        let length = (GRAM_BLOCK / (k * rows)).clamp(1, n);
+        let wide = self.widest();
+        let sums = Tensor::f_zeros([batch, k, k], (wide, self.device))?;
+        for from in (0..batch).step_by(rows as usize) {
+            let rows = rows.min(batch - from);
+            let mut sums = sums.f_narrow(0, from, rows)?;
+            for start in (0..n).step_by(length as usize) {
+                let length = length.min(n - start);
+                let block: Vec<Tensor> = flat
+                    .iter()
+                    .map(|column| Ok(column.f_narrow(0, from, rows)?.f_narrow(1, start, length)?))
+                    .collect::<Result<_>>()?;
+                let block = Tensor::f_stack(&block, 1)?.f_to_kind(wide)?;
+                let _same = sums.f_baddbmm_(&block, &block.f_transpose(1, 2)?)?;
+            }
+        }
+        let mut gram = vec![0.0; (batch * k * k) as usize];
+        let sums = sums.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?;
+        let (length, k) = (gram.len(), columns.len());
+        sums.f_copy_data(&mut gram, length)?;
+        for gram in gram.chunks_mut(k * k) {
+            for i in 0..k {
+                for j in 0..i {
+                    gram[i * k + j] = gram[j * k + i];
+                }
+            }
+        }
+        Ok(gram)
+    }
+}
+
+impl From<Dtype> for Kind {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F64 => Kind::Double,
+            Dtype::F16 => Kind::Half,
+            Dtype::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16].into_iter().find(|&dtype| Kind::from(dtype) == kind)
+}
+
+/// A device, as messages name it.
+fn name(device: Device) -> String {
+    match device {
+        Device::Cpu => "the CPU".into(),
+        Device::Cuda(index) => format!("CUDA device {index}"),
+        Device::Mps | Device::Vulkan => format!("{device:?}"),
+    }
+}
+
+/// Refuses a CUDA device that this process cannot reach, and says why.
+fn check_cuda(index: usize) -> Result<()> {
+    let refuse = |why: String| Err(Error::argument(format!("CUDA device {index} is asked for, but {why}")));
+    let opened = open_cuda();
+    if !tch::Cuda::is_available() {
+        return refuse(match opened {
+            Err(why) => format!("libtorch's CUDA library cannot be loaded: {why}"),
+            Ok(()) => "libtorch finds no CUDA device; is there one, and its driver?".into(),
+        });
+    }
+    let count = tch::Cuda::device_count();
+    if i64::try_from(index).is_ok_and(|index| index < count) {
+        return Ok(());
+    }
+    refuse(format!("there are {count}, counted from 0"))
+}
+
+/// Loads libtorch's CUDA library, which the linker leaves out of programs that call nothing in it. It
+/// stays loaded.
+#[cfg(target_os = "linux")]
+fn open_cuda() -> std::result::Result<(), String> {
+    use std::ffi::CStr;
+    // SAFETY: the library of the libtorch that is loaded already; its constructors register operations.
+    if !unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
+        return Ok(());
+    }
+    // SAFETY: null, or a text that is valid until this thread's next call.
+    let why = unsafe { libc::dlerror().as_ref().map(|text| CStr::from_ptr(text)) };
+    Err(why.map_or_else(String::new, |text| text.to_string_lossy().into_owned()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_cuda() -> std::result::Result<(), String> {
+    Ok(())
+}
+
+/// libtorch's failures, in one line; so that a model's `?` carries them out.
+impl From<TchError> for Error {
+    fn from(error: TchError) -> Self {
+        let text = match error {
+            TchError::Torch(text) => text,
+            other => other.to_string(),
+        };
+        // A backtrace follows. In TorchScript the reason comes last, after the place.
+        let reason = text.lines().find_map(|line| line.strip_prefix("RuntimeError: "));
+        let line = reason.or(text.lines().next()).unwrap_or_default();
+        let memory = ["out of memory", "can't allocate memory", "not enough memory"];
+        let out_of_memory = memory.iter().any(|words| line.contains(words));
+        let status = if out_of_memory { Status::OutOfMemory } else { Status::InvalidTensor };
+        Error::new(status, format!("libtorch: {line}"))
+    }
+}
