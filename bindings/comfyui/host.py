@@ -158,11 +158,6 @@ def guidance(guider) -> float | None:
     return float(scale)
 
 
-def check(schedule: lmsd.Schedule, about: dict) -> None:
-    """Refuses a schedule that was made for another model family, process, sigma range or shift."""
-    schedule.check(**about)
-
-
 def warn(schedule: lmsd.Schedule, guider, x) -> None:
     """Says in the log where guidance scale or resolution are not what the schedule was made for."""
     made, scale = schedule.made_for, guidance(guider)
@@ -202,7 +197,7 @@ class Sample:
             )
         base = base_model(model)
         if base is not None:
-            check(self.schedule, describe(base))
+            self.schedule.check(**describe(base))
         guider = getattr(model, "inner_model", None)
         if guider is not None and guider not in self.warned:
             self.warned.add(guider)
@@ -222,7 +217,7 @@ def sampler_and_sigmas(schedule: lmsd.Schedule, model=None, denoise: float = 1.0
     the scheduler "simple" does, or above the first level with the whole schedule.
     """
     if model is not None:
-        check(schedule, describe_patched(model))
+        schedule.check(**describe_patched(model))
     if denoise <= 0:
         sigmas = torch.FloatTensor([])
     elif denoise >= 1:

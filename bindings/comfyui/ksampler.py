@@ -46,7 +46,7 @@ def matching(about: dict, sigmas) -> lmsd.Schedule:
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             schedule = lmsd.Schedule.load(path)
-            host.check(schedule, about)
+            schedule.check(**about)
             if fitting(schedule, sigmas).nfe <= len(sigmas) - 1:
                 return schedule
             reasons.append(f"{path.name}: takes more steps")

@@ -60,7 +60,7 @@ class LoadDistilledSchedule:
     def load(self, schedule, model=None):
         loaded = lmsd.Schedule.load(host.schedule_path(schedule))
         if model is not None:
-            host.check(loaded, host.describe_patched(model))
+            loaded.check(**host.describe_patched(model))
         return (loaded,)
 
 
@@ -171,6 +171,7 @@ class DistilledSampler:
 def distil_inputs() -> dict:
     """Inputs that both distilling nodes have."""
     return {
+        "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
         "name": ("STRING", {"default": "my model", "tooltip": f"Of the files in {HELP}: NAME nfe05.json"}),
         "nfe": (
             "INT",
@@ -244,7 +245,6 @@ class DistillSchedule:
                     {"tooltip": "One prompt, or a batch of prompts: image i of a batch gets prompt i."},
                 ),
                 "negative": ("CONDITIONING",),
-                "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
                 "cfg": ("FLOAT", {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
                 # not "noise_seed", which the page would change after every run, and so distil again
                 "first_seed": (
@@ -268,13 +268,8 @@ class DistillSchedule:
         return (distil(guider, Seeded(first_seed), latent_image, node_id=node_id, **options),)
 
 
-class DistillScheduleGuider:
+class DistillScheduleGuider(DistillSchedule):
     DESCRIPTION = DistillSchedule.DESCRIPTION + " For SamplerCustomAdvanced: takes any GUIDER and NOISE."
-    CATEGORY = CATEGORY
-    FUNCTION = "run"
-    OUTPUT_NODE = True
-    RETURN_TYPES = (SCHEDULE,)
-    RETURN_NAMES = ("SCHEDULE",)
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -285,7 +280,6 @@ class DistillScheduleGuider:
                     {"tooltip": "Model, conditioning and guidance, as the sampler gets them."},
                 ),
                 "noise": ("NOISE", {"tooltip": "RandomNoise; each batch takes the next seed."}),
-                "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
                 **distil_inputs(),
             },
             "hidden": {"node_id": "UNIQUE_ID"},

@@ -32,26 +32,17 @@ def ksampler(
     }
 
 
-def custom(
-    prediction="edm",
-    text="0,1,2,3,4,5,6,7,8,9",
-    batch=10,
-    steps=8,
-    seed=1,
-    cfg=3.0,
-    sampler="euler",
-    scheduler="karras",
-    video=False,
-    delay_ms=0,
-):
+def custom(*given, **options):
     """The same through CFGGuider and SamplerCustomAdvanced; replace "sampler" and "sigmas" as needed."""
-    return base(prediction, text, batch, video, delay_ms) | {
-        "guider": node(
-            "CFGGuider", model=("model", 0), positive=("positive", 0), negative=("negative", 0), cfg=cfg
-        ),
-        "noise": node("RandomNoise", noise_seed=seed),
-        "sampler": node("KSamplerSelect", sampler_name=sampler),
-        "sigmas": node("BasicScheduler", model=("model", 0), scheduler=scheduler, steps=steps, denoise=1.0),
+    nodes = ksampler(*given, **options)
+    told = nodes["sample"]["inputs"]
+    links = {name: told[name] for name in ("model", "positive", "negative")}
+    levels = {name: told[name] for name in ("scheduler", "steps", "denoise")}
+    return nodes | {
+        "guider": node("CFGGuider", cfg=told["cfg"], **links),
+        "noise": node("RandomNoise", noise_seed=told["seed"]),
+        "sampler": node("KSamplerSelect", sampler_name=told["sampler_name"]),
+        "sigmas": node("BasicScheduler", model=("model", 0), **levels),
         "sample": node(
             "SamplerCustomAdvanced",
             noise=("noise", 0),
