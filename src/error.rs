@@ -31,6 +31,27 @@ pub enum Status {
     Internal = 10,
 }
 
+impl Status {
+    /// The kind with this number; one that this version does not know is `Internal`.
+    pub fn from_code(code: i32) -> Self {
+        use Status::*;
+        let all = [
+            Ok,
+            InvalidArgument,
+            InvalidSchedule,
+            InvalidTensor,
+            Io,
+            Stopped,
+            NonFinite,
+            Mismatch,
+            WrongState,
+            OutOfMemory,
+            Internal,
+        ];
+        all.into_iter().find(|status| *status as i32 == code).unwrap_or(Internal)
+    }
+}
+
 /// A failure: its kind and one sentence for the person who has to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {

@@ -1,7 +1,9 @@
 //! Distillation on an exact denoiser: what it gains, what it keeps, and that it can be stopped,
-//! killed and repeated. The data are a mixture of Gaussians, whose denoiser is known.
+//! killed, repeated, and shared by ranks. The data are a mixture of Gaussians, whose denoiser is known.
 
 use std::cell::{Cell, RefCell};
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use lmsd::distill::{Config, Distilled, Problem, Progress, Sums, compare, distill};
 use lmsd::schedule::{Process, Schedule};
@@ -30,8 +32,65 @@ impl Noise {
     }
 }
 
+/// Ranks that are threads. Sums in the order in which they arrive.
+struct Team {
+    count: usize,
+    timeout: Duration,
+    /// Meetings so far, ranks that are there, their sum, the sum of the last meeting.
+    now: Mutex<(u64, usize, Vec<f64>, Vec<f64>)>,
+    bell: Condvar,
+}
+
+impl Team {
+    fn new(count: usize) -> Self {
+        Self { count, timeout: Duration::from_secs(60), now: Mutex::default(), bell: Condvar::new() }
+    }
+
+    fn sum(&self, values: &mut [f64]) -> Result<()> {
+        let mut now = self.now.lock().unwrap();
+        let meeting = now.0;
+        if now.1 == 0 {
+            now.2 = vec![0.0; values.len()];
+        }
+        assert_eq!(now.2.len(), values.len(), "ranks meet with as many values each");
+        now.2.iter_mut().zip(&*values).for_each(|(sum, value)| *sum += value);
+        now.1 += 1;
+        if now.1 == self.count {
+            *now = (meeting + 1, 0, Vec::new(), std::mem::take(&mut now.2));
+            self.bell.notify_all();
+        } else {
+            let waiting = |now: &mut (u64, usize, Vec<f64>, Vec<f64>)| now.0 == meeting;
+            let (then, late) = self.bell.wait_timeout_while(now, self.timeout, waiting).unwrap();
+            if late.timed_out() {
+                return Err(Error::new(Status::Stopped, "a rank did not come"));
+            }
+            now = then;
+        }
+        values.copy_from_slice(&now.3);
+        Ok(())
+    }
+
+    /// What every rank's run comes to, and how many calls its own model had.
+    fn run(
+        &self,
+        config: impl Fn(usize) -> Config + Sync,
+        change: impl Fn(usize, &mut Mixture) + Sync,
+    ) -> Vec<(Result<Distilled>, u64)> {
+        let one = |rank| {
+            let config = config(rank);
+            let mut mixture = Mixture { team: Some((rank, self)), ..Mixture::new(config.process) };
+            change(rank, &mut mixture);
+            (distill(&Cpu, &config, &like(), &mut mixture), mixture.calls.get())
+        };
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..self.count).map(|rank| scope.spawn(move || one(rank))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+}
+
 /// The model: E[x0 | x] for a mixture of Gaussians, under either process.
-struct Mixture {
+struct Mixture<'a> {
     means: Vec<[f64; DIMENSIONS]>,
     process: Process,
     calls: Cell<u64>,
@@ -39,13 +98,15 @@ struct Mixture {
     stop_at: Option<u64>,
     fail_at: Option<u64>,
     told: RefCell<Vec<Progress>>,
+    team: Option<(usize, &'a Team)>,
 }
 
-impl Mixture {
+impl Mixture<'_> {
     fn new(process: Process) -> Self {
         let mut noise = Noise(7);
         let means = (0..12).map(|_| std::array::from_fn(|_| noise.normal())).collect();
-        Self { means, process, calls: Cell::new(0), stop_at: None, fail_at: None, told: RefCell::default() }
+        let (calls, told) = (Cell::new(0), RefCell::default());
+        Self { means, process, calls, stop_at: None, fail_at: None, told, team: None }
     }
 
     fn denoised(&self, x: &[f64], sigma: f64) -> Vec<f64> {
@@ -79,7 +140,7 @@ fn write(tensor: &mut CpuTensor, values: &[f64]) {
     unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), data, values.len()) };
 }
 
-impl Problem<CpuTensor> for Mixture {
+impl Problem<CpuTensor> for Mixture<'_> {
     fn begin(&mut self, batch: u64, x_t: &mut CpuTensor) -> Result<()> {
         let mut noise = Noise(batch.wrapping_mul(0x1234_5678_9abc_def1) ^ 99);
         let start = if self.process == Process::Ve { 80.0 } else { 1.0 };
@@ -101,6 +162,14 @@ impl Problem<CpuTensor> for Mixture {
     fn progress(&mut self, progress: &Progress) -> bool {
         self.told.borrow_mut().push(*progress);
         self.stop_at != Some(self.calls.get())
+    }
+
+    fn ranks(&self) -> (usize, usize) {
+        self.team.map_or((0, 1), |(rank, team)| (rank, team.count))
+    }
+
+    fn sum(&mut self, values: &mut [f64]) -> Result<()> {
+        self.team.map_or(Ok(()), |(_, team)| team.sum(values))
     }
 }
 
@@ -265,6 +334,117 @@ fn a_killed_run_resumes_to_the_same_schedule_from_wherever_it_was_cut() {
     assert_eq!(error.status, Status::Mismatch);
     std::fs::write(&path, b"{}\n[1]\n").unwrap();
     assert!(distill(&Cpu, &config, &like(), &mut Mixture::new(Process::Ve)).is_err());
+}
+
+#[test]
+fn ranks_find_what_one_alone_does_with_a_share_of_the_calls_each() {
+    let config = Config { nfe: 4, nfe_from: Some(3), trajectories: 64, ..config(Process::Ve) };
+    let alone = run(&config);
+    let batches = 6; // 4 to fit to, 2 held out
+    for count in [2, 3] {
+        let ranks = Team::new(count).run(|_| config.clone(), |_, _| ());
+        let calls: u64 = ranks.iter().map(|(_, calls)| calls).sum();
+        assert_eq!(calls, alone.teacher_calls + alone.model_calls);
+        for (rank, (found, own)) in ranks.iter().enumerate() {
+            let found = found.as_ref().unwrap();
+            assert_eq!(nodes(found), nodes(&alone), "rank {rank} of {count}");
+            assert_eq!((found.ranks, found.model_calls), (count, alone.model_calls));
+            if count == 2 {
+                assert_eq!(own * 2, calls);
+            }
+            assert!(*own <= calls * 3 / batches, "{own} of {calls}");
+        }
+        let test = Config { held_out: 64, ..config.clone() };
+        let (team, schedule) = (Team::new(count), alone.schedules().next().unwrap());
+        let compared = |team: Option<(usize, &Team)>| {
+            let mut mixture = Mixture { team, ..Mixture::new(Process::Ve) };
+            compare(&Cpu, &test, &like(), &mut mixture, &[schedule]).unwrap()
+        };
+        let want = compared(None);
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..count)
+                .map(|rank| {
+                    scope.spawn({
+                        let team = &team;
+                        move || compared(Some((rank, team)))
+                    })
+                })
+                .collect();
+            ranks.into_iter().for_each(|rank| assert_eq!(rank.join().unwrap(), want));
+        });
+    }
+}
+
+#[test]
+fn what_ends_one_rank_ends_all() {
+    let config = config(Process::Ve);
+    // A failure, early and late, is every rank's.
+    for (at, text) in [(3, "the teacher on batch 1: the model gave up"), (300, "the model gave up")] {
+        let ranks = Team::new(2).run(|_| config.clone(), |rank, m| m.fail_at = (rank == 1).then_some(at));
+        let errors: Vec<_> = ranks.into_iter().map(|(found, _)| found.unwrap_err()).collect();
+        assert_eq!((errors[0].status, &errors[0].message), (Status::Stopped, &format!("rank 1: {text}")));
+        assert_eq!(errors[1].message, text);
+    }
+    // A stop too, and all keep the same.
+    let half = run(&config).model_calls / 2;
+    let ranks = Team::new(2).run(|_| config.clone(), |rank, m| m.stop_at = (rank == 1).then_some(half));
+    let found: Vec<_> = ranks.iter().map(|(found, _)| found.as_ref().unwrap()).collect();
+    assert!(found.iter().all(|f| f.stopped.as_deref() == Some("cancelled") && f.family[0].improved));
+    assert_eq!(nodes(found[0]), nodes(found[1]));
+    // Too few calls on one rank: options must be alike but for the limits.
+    let ranks = Team::new(2)
+        .run(|rank| Config { max_calls: (rank == 0).then_some(900), ..config.clone() }, |_, _| ());
+    assert!(ranks.iter().all(|(found, _)| found.as_ref().unwrap().stopped.as_deref() == Some("calls")));
+    // Other options, and a rank that is there twice.
+    let nfe = |rank| Config { nfe: 4 + rank, ..config.clone() };
+    for (found, _) in Team::new(2).run(nfe, |_, _| ()) {
+        let error = found.unwrap_err();
+        assert_eq!(error.status, Status::Mismatch);
+        assert!(error.message.contains("rank 1 was given another set of options"), "{error}");
+    }
+    let twice = |_: usize, m: &mut Mixture| m.team = m.team.map(|(_, team)| (0, team));
+    for (found, _) in Team::new(2).run(|_| config.clone(), twice) {
+        assert!(found.unwrap_err().message.contains("2 processes say that they are rank 0 of 2"));
+    }
+    let refused = |rank: usize, m: &mut Mixture| m.team = m.team.map(|(_, team)| (rank + 1, team));
+    let error = Team::new(1).run(|_| config.clone(), refused).remove(0).0.unwrap_err();
+    assert!(error.message.contains("rank is 1; with 1 ranks it must be below 1"), "{error}");
+    // An error before the first meeting.
+    let teacher = |rank| Config { teacher_nfe: if rank == 0 { 5 } else { 100 }, ..config.clone() };
+    let ranks = Team::new(2).run(teacher, |_, _| ());
+    let messages: Vec<_> = ranks.into_iter().map(|(found, _)| found.unwrap_err().message).collect();
+    assert!(messages[1].contains("rank 0: teacher_nfe is 5"), "{messages:?}");
+    // One that never comes.
+    let mut team = Team::new(2);
+    (team.count, team.timeout) = (2, Duration::from_millis(50));
+    let mut mixture = Mixture { team: Some((0, &team)), ..Mixture::new(Process::Ve) };
+    let error = distill(&Cpu, &config, &like(), &mut mixture).unwrap_err();
+    assert_eq!(error.message, "a rank did not come");
+}
+
+#[test]
+fn a_killed_run_resumes_on_another_number_of_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let config = Config { checkpoint: Some(path.clone()), ..config(Process::Ve) };
+    let full = run(&config);
+    let text = std::fs::read(&path).unwrap();
+    for part in [2, 6] {
+        std::fs::write(&path, &text[..text.len() * part / 10]).unwrap();
+        for (found, calls) in Team::new(2).run(|_| config.clone(), |_, _| ()) {
+            assert_eq!(nodes(&found.unwrap()), nodes(&full), "cut at {part}/10");
+            assert!(2 * calls < full.teacher_calls + full.model_calls);
+        }
+        assert_eq!(
+            std::fs::read(&path).unwrap().iter().filter(|b| **b == b'\n').count(),
+            text.iter().filter(|b| **b == b'\n').count()
+        );
+    }
+    // A checkpoint that cannot be read is every rank's failure.
+    std::fs::write(&path, b"{}\n").unwrap();
+    for (found, _) in Team::new(2).run(|_| config.clone(), |_, _| ()) {
+        assert!(found.unwrap_err().message.contains("made with other options"));
+    }
 }
 
 #[test]

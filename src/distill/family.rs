@@ -3,6 +3,7 @@
 
 use super::fit::{Fit, padded, rebuilt, unknowns};
 use super::measure::{Bench, Set};
+use super::ranks::Ranks;
 use super::{Config, Distilled, Fitted, Phase, Problem, Sums};
 use crate::error::{Error, Result};
 use crate::schedule::{Baseline, MadeBy, Node, Process, Schedule};
@@ -41,7 +42,21 @@ struct Entry {
 /// # Errors
 /// Whatever a callback returns; `NonFinite` where the teacher diverges; `Mismatch` where the
 /// checkpoint was made for something else; `Stopped` where the run was ended before the first result.
+/// Where one rank fails, all do.
 pub fn distill<B: Tensors>(
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+) -> Result<Distilled> {
+    let mut ranks = Ranks::of(problem)?;
+    let result = distill_on(&mut ranks, tensors, config, like, problem);
+    ranks.part(problem, &result);
+    result
+}
+
+fn distill_on<B: Tensors>(
+    ranks: &mut Ranks,
     tensors: &B,
     config: &Config,
     like: &B::Tensor,
@@ -53,7 +68,8 @@ pub fn distill<B: Tensors>(
         let message = format!("teacher_nfe is {teacher_nfe}; it must be at least twice nfe, {least}");
         return Err(Error::argument(message));
     }
-    let mut bench = Bench::new(tensors, config, like, problem, teacher(config)?)?;
+    let count = ranks.count;
+    let mut bench = Bench::new(tensors, config, like, problem, ranks, teacher(config)?)?;
     let mut entries = Vec::new();
     let mut ranking_calls = 0;
     if let Err(error) = run(&mut bench, &mut entries, &mut ranking_calls)
@@ -64,6 +80,7 @@ pub fn distill<B: Tensors>(
     Ok(Distilled {
         library_version: env!("CARGO_PKG_VERSION").into(),
         config: config.clone(),
+        ranks: count,
         teacher_calls: bench.teacher_calls,
         model_calls: bench.model_calls,
         ranking_calls,
@@ -75,8 +92,22 @@ pub fn distill<B: Tensors>(
 }
 
 /// Mean distances of `schedules` to the teacher's end points over `config.held_out` trajectories
-/// that no distillation sees (batches from [`super::TEST_BATCHES`]).
+/// that no distillation sees (batches from [`super::TEST_BATCHES`]). Ranks share them too.
 pub fn compare<B: Tensors>(
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+    schedules: &[&Schedule],
+) -> Result<Vec<f64>> {
+    let mut ranks = Ranks::of(problem)?;
+    let result = compare_on(&mut ranks, tensors, config, like, problem, schedules);
+    ranks.part(problem, &result);
+    result
+}
+
+fn compare_on<B: Tensors>(
+    ranks: &mut Ranks,
     tensors: &B,
     config: &Config,
     like: &B::Tensor,
@@ -85,7 +116,7 @@ pub fn compare<B: Tensors>(
 ) -> Result<Vec<f64>> {
     config.validate()?;
     let config = Config { checkpoint: None, ..config.clone() };
-    let mut bench = Bench::new(tensors, &config, like, problem, teacher(&config)?)?;
+    let mut bench = Bench::new(tensors, &config, like, problem, ranks, teacher(&config)?)?;
     let own: usize = schedules.iter().map(|s| s.nfe()).sum();
     bench.progress.calls_expected = bench.teacher_cost(Set::Test) + bench.batch_count(Set::Test) * own as u64;
     bench.teach(Set::Test)?;

@@ -81,6 +81,11 @@ impl Journal {
         Ok(Self { file: Some((path.into(), file)), past })
     }
 
+    /// Number of measurements that can be read back.
+    pub fn len(&self) -> usize {
+        self.past.len()
+    }
+
     /// The next measurement of the run that this one resumes, if there is one.
     pub fn replay(&mut self, what: &str) -> Result<Option<Record>> {
         let Some(record) = self.past.pop_front() else { return Ok(None) };

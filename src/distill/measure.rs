@@ -1,14 +1,16 @@
 //! What distillation asks of the model: mean distances to the teacher's end points, and the normal
-//! equations of a schedule's unknowns. Nothing above this file sees a tensor. Batches are handled
-//! one after another; only one end point a trajectory is kept.
+//! equations of a schedule's unknowns. Nothing above this file sees a tensor, or that other processes
+//! share the run. Batches are handled one after another; only one end point a trajectory is kept.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use nalgebra::{DMatrix, DVector};
 
 use super::journal::{Journal, Record};
+use super::ranks::{Part, Ranks};
 use super::{Config, HELD_OUT_BATCHES, Phase, Problem, Progress, TEST_BATCHES};
 use crate::error::{Error, Result, Status};
 use crate::sample::Sampler;
@@ -67,13 +69,20 @@ pub struct Bench<'a, B: Tensors> {
     /// Trajectories in a batch.
     batch: usize,
     ends: HashMap<u64, B::Tensor>,
+    ranks: &'a mut Ranks,
+    /// Of rank 0.
     journal: Journal,
+    /// Measurements that are read back, not made.
+    replays: usize,
     started: Instant,
     /// Seconds of the run that this one resumes.
     seconds_before: f64,
     pub progress: Progress,
+    /// Of all ranks, up to the last measurement.
     pub teacher_calls: u64,
     pub model_calls: u64,
+    /// Of this rank since then: the teacher's calls, all others.
+    own_calls: [u64; 2],
     pub callback_seconds: f64,
     /// Why the run was ended, once it was.
     pub stopped: Option<&'static str>,
@@ -85,6 +94,7 @@ impl<'a, B: Tensors> Bench<'a, B> {
         config: &'a Config,
         like: &'a B::Tensor,
         problem: &'a mut dyn Problem<B::Tensor>,
+        ranks: &'a mut Ranks,
         teacher: Schedule,
     ) -> Result<Self> {
         let mut probe = tensors.alloc(like)?;
@@ -93,14 +103,22 @@ impl<'a, B: Tensors> Bench<'a, B> {
         if batch == 0 {
             return Err(Error::tensor("a batch has no trajectories; dimension 0 must be at least 1"));
         }
+        let plain = Config { checkpoint: None, max_calls: None, max_seconds: None, ..config.clone() };
+        let version = env!("CARGO_PKG_VERSION");
+        let head = serde_json::json!({"lmsd": version, "batch": batch, "config": plain}).to_string();
+        let mut options = DefaultHasher::new();
+        head.hash(&mut options);
+        let same =
+            [("number of trajectories in a batch", batch as u64), ("set of options", options.finish())];
+        ranks.meet(problem, &same)?;
         let journal = match &config.checkpoint {
-            None => Journal::default(),
-            Some(path) => {
-                let version = env!("CARGO_PKG_VERSION");
-                let plain = Config { checkpoint: None, max_calls: None, max_seconds: None, ..config.clone() };
-                let head = serde_json::json!({"lmsd": version, "batch": batch, "config": plain});
-                Journal::open(path, &head.to_string())?
-            }
+            Some(path) if ranks.rank == 0 => Journal::open(path, &head)?,
+            _ => Journal::default(),
+        };
+        let replays = Part::Values(vec![journal.len() as f64]);
+        let replays = match ranks.together(problem, Ok(replays), &mut [0; 2])? {
+            Part::Values(values) => values.first().map_or(0, |n| *n as usize),
+            Part::Stop(_) => 0,
         };
         let progress = Progress {
             phase: Phase::Teacher,
@@ -119,12 +137,15 @@ impl<'a, B: Tensors> Bench<'a, B> {
             teacher,
             batch,
             ends: HashMap::new(),
+            ranks,
             journal,
+            replays,
             started: Instant::now(),
             seconds_before: 0.0,
             progress,
             teacher_calls: 0,
             model_calls: 0,
+            own_calls: [0; 2],
             callback_seconds: 0.0,
             stopped: None,
         })
@@ -144,6 +165,11 @@ impl<'a, B: Tensors> Bench<'a, B> {
         first..first + trajectories.div_ceil(self.batch) as u64
     }
 
+    /// Those that this rank measures, each with its place among all of the set.
+    fn own_batches(&self, set: Set) -> impl Iterator<Item = (usize, u64)> + use<B> {
+        self.batches(set).enumerate().skip(self.ranks.rank).step_by(self.ranks.count)
+    }
+
     /// Number of batches of a set.
     pub fn batch_count(&self, set: Set) -> u64 {
         let range = self.batches(set);
@@ -158,21 +184,23 @@ impl<'a, B: Tensors> Bench<'a, B> {
     /// Mean Euclidean distance to the teacher's end points of each schedule; infinite where a
     /// schedule diverges.
     pub fn distances(&mut self, set: Set, schedules: &[&Schedule]) -> Result<Vec<f64>> {
-        let values = self.recorded("distances", |bench| {
-            let mut sums = vec![0.0; schedules.len()];
-            for index in bench.batches(set) {
+        let count = (self.batch_count(set) * self.batch as u64) as f64;
+        let measure = |bench: &mut Self| {
+            let mut sums = Rows::new(bench.batch_count(set), schedules.len());
+            for (place, index) in bench.own_batches(set) {
                 let x_t = bench.prepare(index)?;
-                for (sum, schedule) in sums.iter_mut().zip(schedules) {
+                for (sum, schedule) in sums.of(place).iter_mut().zip(schedules) {
                     let start = Sampler::new(bench.tensors, Cow::Borrowed(*schedule), &x_t)?;
                     let end = bench.finish(start)?;
                     let residual = bench.residual(&end, index)?;
-                    *sum += bench.lengths(&residual)?.iter().sum::<f64>();
+                    *sum = bench.lengths(&residual)?.iter().sum::<f64>();
                 }
             }
-            let count = (bench.batch_count(set) * bench.batch as u64) as f64;
-            // JSON has no infinity.
-            Ok(sums.iter().map(|s| if s.is_finite() { s / count } else { f64::MAX }).collect())
-        })?;
+            Ok(sums)
+        };
+        // JSON has no infinity.
+        let finish = |s: f64| if s.is_finite() { s / count } else { f64::MAX };
+        let values = self.recorded("distances", measure, |sums| sums.into_iter().map(finish).collect())?;
         if values.len() != schedules.len() {
             return Err(damaged());
         }
@@ -189,19 +217,23 @@ impl<'a, B: Tensors> Bench<'a, B> {
         changed: &dyn Fn(Unknown) -> Result<(Schedule, f64)>,
     ) -> Result<Option<Normal>> {
         let k = unknowns.len();
-        let values = self.recorded("normal", |bench| {
-            let mut sums = vec![0.0; 1 + k + k * k];
-            for index in bench.batches(Set::Train) {
+        let count = (self.batch_count(Set::Train) * self.batch as u64) as f64;
+        let measure = |bench: &mut Self| {
+            let mut sums = Rows::new(bench.batch_count(Set::Train), 1 + k + k * k);
+            for (place, index) in bench.own_batches(Set::Train) {
                 let columns = bench.columns(index, schedule, unknowns, changed)?;
                 let gram = bench.tensors.gram(&columns.iter().collect::<Vec<_>>())?;
                 for one in gram.chunks_exact((k + 1) * (k + 1)) {
-                    add_normal(&mut sums, one, k);
+                    add_normal(sums.of(place), one, k);
                 }
             }
-            let count = (bench.batch_count(Set::Train) * bench.batch as u64) as f64;
-            sums.iter_mut().for_each(|v| *v /= count);
-            Ok(if sums.iter().all(|v| v.is_finite()) { sums } else { Vec::new() })
-        })?;
+            Ok(sums)
+        };
+        let finish = |sums: Vec<f64>| {
+            let finite = sums.iter().all(|v| v.is_finite());
+            if finite { sums.into_iter().map(|v| v / count).collect() } else { Vec::new() }
+        };
+        let values = self.recorded("normal", measure, finish)?;
         if values.is_empty() {
             return Ok(None);
         }
@@ -287,20 +319,21 @@ impl<'a, B: Tensors> Bench<'a, B> {
 
     /// Finds the teacher's end points of a set, unless a checkpoint makes them unneeded so far.
     pub fn teach(&mut self, set: Set) -> Result<()> {
-        self.recorded("teacher", |bench| {
-            for index in bench.batches(set) {
+        let measure = |bench: &mut Self| {
+            for (_, index) in bench.own_batches(set) {
                 bench.prepare(index)?;
             }
-            Ok(Vec::new())
-        })
-        .map(|_| ())
+            Ok(Rows::new(0, 0))
+        };
+        self.recorded("teacher", measure, |none| none).map(|_| ())
     }
 
     /// One model call, with the budget and the host's wish to stop looked after.
     fn call(&mut self, x: &B::Tensor, sigma: f64, denoised: &mut B::Tensor) -> Result<()> {
         let teaching = self.progress.phase == Phase::Teacher;
-        let over = |limit: Option<u64>, used: u64| limit.is_some_and(|l| used >= l);
-        if !teaching && over(self.config.max_calls, self.model_calls) {
+        let ranks = self.ranks.count as u64;
+        let used = self.model_calls + self.own_calls[1] * ranks;
+        if !teaching && self.config.max_calls.is_some_and(|limit| used >= limit) {
             return self.stop("calls");
         }
         if self.config.max_seconds.is_some_and(|limit| self.seconds() >= limit) {
@@ -308,8 +341,9 @@ impl<'a, B: Tensors> Bench<'a, B> {
         }
         let clock = Instant::now();
         self.problem.denoise(x, sigma, denoised)?;
-        *if teaching { &mut self.teacher_calls } else { &mut self.model_calls } += 1;
-        self.progress.calls = self.teacher_calls + self.model_calls;
+        self.own_calls[usize::from(!teaching)] += 1;
+        let calls = self.teacher_calls + self.model_calls + self.own_calls.iter().sum::<u64>() * ranks;
+        self.progress.calls = self.progress.calls.max(calls);
         self.progress.calls_expected = self.progress.calls_expected.max(self.progress.calls);
         let left = (self.progress.calls_expected - self.progress.calls) as f64;
         let seconds = self.seconds();
@@ -330,27 +364,77 @@ impl<'a, B: Tensors> Bench<'a, B> {
         ))
     }
 
-    /// A measurement: read back from the checkpoint where it is there, else made and written down.
+    /// A measurement: read back from the checkpoint where it is there, else made by all ranks, `finish`ed
+    /// from its sums over all batches, and written down.
     fn recorded(
         &mut self,
         what: &str,
-        measure: impl FnOnce(&mut Self) -> Result<Vec<f64>>,
+        measure: impl FnOnce(&mut Self) -> Result<Rows>,
+        finish: impl FnOnce(Vec<f64>) -> Vec<f64>,
     ) -> Result<Vec<f64>> {
-        if let Some(record) = self.journal.replay(what)? {
-            *if what == "teacher" { &mut self.teacher_calls } else { &mut self.model_calls } += record.calls;
-            self.progress.calls = self.teacher_calls + self.model_calls;
-            self.seconds_before = self.seconds_before.max(record.seconds);
-            return Ok(record.values);
-        }
-        let before = (self.teacher_calls, self.model_calls);
-        let values = measure(self)?;
-        let calls = match what {
-            "teacher" => self.teacher_calls - before.0,
-            _ => self.model_calls - before.1,
+        let replayed = self.replays > 0;
+        let mut width = 0;
+        let part = if replayed {
+            self.replays -= 1;
+            self.replay(what)
+        } else {
+            let sums = measure(self);
+            let stopped = |error| self.stopped.map(Part::Stop).ok_or(error);
+            sums.map(|sums| {
+                width = sums.width;
+                Part::Values(sums.values)
+            })
+            .or_else(stopped)
         };
+        let clock = Instant::now();
+        let part = self.ranks.together(self.problem, part, &mut self.own_calls);
+        self.callback_seconds += clock.elapsed().as_secs_f64();
+        let [teacher, model] = std::mem::take(&mut self.own_calls);
+        self.teacher_calls += teacher;
+        self.model_calls += model;
+        self.progress.calls = self.progress.calls.max(self.teacher_calls + self.model_calls);
+        let values = match part? {
+            Part::Values(values) if replayed => return Ok(values),
+            Part::Values(values) => finish(Rows { width, values }.total()),
+            Part::Stop(why) => return self.stop(why).map(|()| Vec::new()),
+        };
+        let calls = if what == "teacher" { teacher } else { model };
         let record = Record { what: what.into(), calls, seconds: self.seconds(), values };
         self.journal.append(&record)?;
         Ok(record.values)
+    }
+
+    /// The next record of the checkpoint, on rank 0; nothing on the others.
+    fn replay(&mut self, what: &str) -> Result<Part> {
+        let Some(record) = self.journal.replay(what)? else { return Ok(Part::Values(Vec::new())) };
+        self.own_calls[usize::from(what != "teacher")] += record.calls;
+        self.seconds_before = self.seconds_before.max(record.seconds);
+        Ok(Part::Values(record.values))
+    }
+}
+
+/// Rows over trajectories, a row for each batch of a set: so they add up in the same order on any
+/// number of ranks.
+struct Rows {
+    width: usize,
+    values: Vec<f64>,
+}
+
+impl Rows {
+    fn new(batches: u64, width: usize) -> Self {
+        Self { width, values: vec![0.0; batches as usize * width] }
+    }
+
+    fn of(&mut self, place: usize) -> &mut [f64] {
+        &mut self.values[place * self.width..][..self.width]
+    }
+
+    fn total(&self) -> Vec<f64> {
+        let mut total = vec![0.0; self.width];
+        for row in self.values.chunks_exact(self.width.max(1)) {
+            total.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        total
     }
 }
 

@@ -5,12 +5,14 @@
 //! held-out trajectories decide what is kept. The design space is that of DLMS (OpenReview
 //! vkOFOUDLTn), the optimiser is not.
 //!
-//! `measure` (batches, teacher, distances, Jacobians) <- `fit` <- `family`.
+//! `ranks` (many processes), `journal` <- `measure` (batches, teacher, distances, Jacobians) <- `fit` <-
+//! `family`.
 
 mod family;
 mod fit;
 mod journal;
 mod measure;
+mod ranks;
 
 pub use family::{compare, distill};
 
@@ -81,11 +83,12 @@ pub struct Config {
     pub difference_step: f64,
     /// Most Levenberg-Marquardt steps for each NFE.
     pub iterations: usize,
-    /// Stop after this many batch calls of the model, the teacher's not counted.
+    /// Stop after this many batch calls of the model, of all ranks together, the teacher's not counted.
     pub max_calls: Option<u64>,
     /// Stop after this many seconds.
     pub max_seconds: Option<f64>,
-    /// A file to keep the run's measurements in. Where it exists already, the run resumes from it.
+    /// A file to keep the run's measurements in. Where it exists already, the run resumes from it, on as
+    /// many ranks as one likes. Only rank 0 reads and writes it.
     pub checkpoint: Option<PathBuf>,
     /// Copied into the schedules.
     pub made_for: MadeFor,
@@ -208,7 +211,8 @@ pub struct Progress {
     pub phase: Phase,
     /// NFE of the schedule in work.
     pub nfe: usize,
-    /// Batch calls of the model so far, the teacher's among them.
+    /// Batch calls of the model so far, the teacher's among them; with several ranks an estimate for
+    /// all of them together.
     pub calls: u64,
     /// How many there will be, at most; an estimate.
     pub calls_expected: u64,
@@ -233,6 +237,19 @@ pub trait Problem<T> {
     fn progress(&mut self, _progress: &Progress) -> bool {
         true
     }
+
+    /// Which of how many processes this one is, counted from 0, where several share a run: each takes
+    /// every `ranks().1`-th batch of a set. All need the same options, model and batches.
+    fn ranks(&self) -> (usize, usize) {
+        (0, 1)
+    }
+
+    /// Adds `values` up over all ranks, in place. Called as often, with as many values, on every rank.
+    /// An error ends the run on this rank only: the others must find out by themselves, such as by a
+    /// time-out.
+    fn sum(&mut self, _values: &mut [f64]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What became of one NFE.
@@ -255,7 +272,9 @@ pub struct Fitted {
 pub struct Distilled {
     pub library_version: String,
     pub config: Config,
-    /// Batch calls by the teacher.
+    /// Processes that shared the run.
+    pub ranks: usize,
+    /// Batch calls by the teacher, of all ranks together, as the others.
     pub teacher_calls: u64,
     /// All other batch calls.
     pub model_calls: u64,
