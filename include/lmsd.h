@@ -1,7 +1,7 @@
 /*
  * lmsd: few-step sampling of diffusion and flow models by distilled linear multistep solvers.
  *
- * Generated from src/ffi.rs by cbindgen; a test checks that it is up to date.
+ * Generated from src/ffi.rs and src/host.rs by cbindgen; a test checks that it is up to date.
  *
  * Conventions
  * - Handles are opaque: `_new` and the calls that write a handle make one, `_free` frees it, NULL
@@ -201,6 +201,12 @@ typedef struct lmsd_host {
    * Number of trajectories (the size of dimension 0) of a tensor.
    */
   size_t (*batch)(void *user_data, const void *tensor);
+  /**
+   * Why the last function of this table that returned nonzero on this thread did: returns a
+   * `lmsd_status` and writes one sentence to `*text`, valid until the next such function fails. The
+   * call then ends with these. May be NULL.
+   */
+  int (*error)(void *user_data, const char **text);
 } lmsd_host;
 
 /**
@@ -321,6 +327,24 @@ typedef struct lmsd_problem {
    * the best so far and succeeds. May be NULL.
    */
   int (*progress)(void *user_data, const struct lmsd_progress *progress);
+  /**
+   * Which of `ranks` processes this one is, from 0, where several share a distillation. Each rank
+   * calls the model for every `ranks`-th batch only; all need the same options, model and batches,
+   * and get the same schedules, those of one rank that has all batches.
+   */
+  size_t rank;
+  /**
+   * How many processes share the distillation; 0 and 1 mean this one alone.
+   */
+  size_t ranks;
+  /**
+   * Adds up `count` values over all ranks, in place: the same call is made on every rank, and each
+   * must get the same sums. Fits `MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_DOUBLE, MPI_SUM,
+   * comm)`. Where a rank is lost it must return nonzero in finite time: the call then ends with
+   * `LMSD_STATUS_STOPPED`. A rank that fails otherwise tells the others through it, and every rank
+   * ends with its error. May be NULL on one rank.
+   */
+  int (*sum)(void *user_data, size_t count, double *values);
 } lmsd_problem;
 
 /**

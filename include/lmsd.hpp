@@ -281,6 +281,10 @@ template <class T> struct Problem {
     std::function<void(Span<const T> x, double sigma, Span<T> denoised)> model;
     /// Hears how far things are; false ends the run with the best so far. May be empty.
     std::function<bool(const lmsd_progress &)> progress;
+    /// Which of how many processes this one is, where several share the run.
+    std::size_t rank = 0, ranks = 1;
+    /// Adds `count` values up over all ranks, in place; needed by more ranks than one.
+    std::function<void(std::size_t count, double *values)> sum;
 };
 
 /// What a distillation leaves: a schedule for each NFE, smallest first, and a report in JSON.
@@ -300,7 +304,12 @@ template <class T, class Call> void with_problem(const Problem<T> &problem, cons
     } run(problem);
     T nothing{}; // `like` is not read
     lmsd_tensor like = describe(&nothing, problem.shape);
-    lmsd_problem raw{sizeof raw, &run, &like, nullptr, nullptr, nullptr};
+    lmsd_problem raw{};
+    raw.struct_size = sizeof raw;
+    raw.user_data = &run;
+    raw.like = &like;
+    raw.rank = problem.rank;
+    raw.ranks = problem.ranks;
     if (problem.model) raw.model = call_model<T, Run>;
     if (problem.begin) {
         raw.begin = [](void *user_data, std::uint64_t batch, void *x_t) -> int {
@@ -312,6 +321,12 @@ template <class T, class Call> void with_problem(const Problem<T> &problem, cons
         raw.progress = [](void *user_data, const lmsd_progress *p) -> int {
             auto &run = *static_cast<Run *>(user_data);
             return run.run([&] { return run.problem.progress(*p) ? 0 : 1; });
+        };
+    }
+    if (problem.sum) {
+        raw.sum = [](void *user_data, std::size_t count, double *values) -> int {
+            auto &run = *static_cast<Run *>(user_data);
+            return run.run([&] { return run.problem.sum(count, values), 0; });
         };
     }
     run.check(call(&raw));

@@ -1,21 +1,23 @@
-//! Every export of the C ABI, the guard around each, and the host's own tensors. The comments here
-//! are the manual: cbindgen makes `include/lmsd.h` of them.
+//! Every export of the C ABI, and the guard around each. The comments here are the manual: cbindgen
+//! makes `include/lmsd.h` of them, and of `host.rs`.
 //!
 //! Nothing panics across this file: the body of every export is a closure that [`guard`] or
 //! [`guard_or`] runs.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::mem::offset_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
 
 use crate::distill::{self, Config, Distilled, Problem, Progress};
 use crate::error::{Error, Result, Status};
+use crate::host::{Backend, Handle, LmsdHost, check_size, null, read_sized};
 use crate::sample::{Sampler, Step};
 use crate::schedule::{self, MadeFor, Named, Process, Schedule};
 use crate::solver;
-use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors};
+use crate::tensor::Tensors;
 
 /// Version of this ABI. A binding compares it with `lmsd_abi_version()` when it loads the library.
 pub const LMSD_ABI_VERSION: u32 = 1;
@@ -50,10 +52,6 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
     format!("a fault of the library, please report it: {text}")
-}
-
-fn null(what: &str) -> Error {
-    Error::argument(format!("{what} is NULL"))
 }
 
 /// # Safety
@@ -367,233 +365,6 @@ pub unsafe extern "C" fn lmsd_solvers(out: *mut *mut c_char) -> Status {
 
 // ---------------------------------------------------------------- tensors
 
-/// The host's own tensors: any framework, any device. Functions get `user_data` first, run on the
-/// thread of the call that needs them, keep no pointer after they return, and return 0 or, to
-/// stop that call with `LMSD_STATUS_STOPPED`, anything else. Tensors are opaque to the library.
-///
-/// Everywhere a call takes a `const lmsd_host *`, NULL means the built-in CPU backend, where every
-/// tensor is a `lmsd_tensor *` (compact row-major float32, float64, float16 or bfloat16).
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct LmsdHost {
-    /// Set to `sizeof(lmsd_host)`.
-    pub struct_size: usize,
-    /// Handed to every function.
-    pub user_data: *mut c_void,
-    /// Writes a new tensor of the shape, dtype and device of `like`, not NULL, to `*out`. Its
-    /// contents may be anything.
-    pub alloc: Option<
-        unsafe extern "C" fn(user_data: *mut c_void, like: *const c_void, out: *mut *mut c_void) -> c_int,
-    >,
-    /// Frees a tensor that `alloc` made.
-    pub release: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *mut c_void)>,
-    /// `out = sum_i factors[i] * terms[i]`, `count` terms (at least 1), best summed in float32 at
-    /// least; none of them is `out`. A term with factor 0 counts as absent, even if it is not finite.
-    pub lincomb: Option<
-        unsafe extern "C" fn(
-            user_data: *mut c_void,
-            out: *mut c_void,
-            count: usize,
-            factors: *const f64,
-            terms: *const *const c_void,
-        ) -> c_int,
-    >,
-    /// Inner products within each trajectory b of dimension 0, best summed in float64:
-    /// `out[(b * count + i) * count + j] = <columns[i][b], columns[j][b]>`.
-    pub gram: Option<
-        unsafe extern "C" fn(
-            user_data: *mut c_void,
-            count: usize,
-            columns: *const *const c_void,
-            out: *mut f64,
-        ) -> c_int,
-    >,
-    /// Number of trajectories (the size of dimension 0) of a tensor.
-    pub batch: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *const c_void) -> usize>,
-}
-
-/// A tensor of either kind.
-enum Handle {
-    Cpu(CpuTensor),
-    Host { tensor: *mut c_void, owner: Option<LmsdHost> },
-}
-
-impl Handle {
-    /// What callbacks are given.
-    fn pointer(&self) -> *mut c_void {
-        match self {
-            Self::Cpu(tensor) => ptr::from_ref(tensor.descriptor()).cast_mut().cast(),
-            Self::Host { tensor, .. } => *tensor,
-        }
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        if let Self::Host { tensor, owner: Some(host) } = self
-            && let Some(release) = host.release
-        {
-            // SAFETY: made by this host's alloc, released once.
-            unsafe { release(host.user_data, *tensor) }
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Backend {
-    Cpu,
-    Host(LmsdHost),
-}
-
-impl Backend {
-    /// # Safety
-    /// `host` is NULL or valid, with functions as its documentation says.
-    unsafe fn new(host: *const LmsdHost) -> Result<Self> {
-        // SAFETY: the caller's promise.
-        let Some(host) = (unsafe { host.as_ref() }) else { return Ok(Self::Cpu) };
-        check_size("lmsd_host", host.struct_size, size_of::<LmsdHost>())?;
-        for (name, missing) in [
-            ("alloc", host.alloc.is_none()),
-            ("release", host.release.is_none()),
-            ("lincomb", host.lincomb.is_none()),
-            ("gram", host.gram.is_none()),
-            ("batch", host.batch.is_none()),
-        ] {
-            if missing {
-                return Err(Error::argument(format!("host->{name} is NULL; every function is needed")));
-            }
-        }
-        Ok(Self::Host(*host))
-    }
-
-    /// The caller's tensor, borrowed for as long as the result lives.
-    ///
-    /// # Safety
-    /// `tensor` is NULL or a tensor of this backend.
-    unsafe fn borrow(&self, tensor: *const c_void, what: &str) -> Result<Handle> {
-        if tensor.is_null() {
-            return Err(null(what));
-        }
-        match self {
-            // SAFETY: a descriptor by the caller's promise; view checks all that can be checked.
-            Self::Cpu => unsafe { CpuTensor::view(&*tensor.cast::<LmsdTensor>()) }
-                .map(Handle::Cpu)
-                .map_err(|e| Error::new(e.status, format!("{what}: {}", e.message))),
-            Self::Host(_) => Ok(Handle::Host { tensor: tensor.cast_mut(), owner: None }),
-        }
-    }
-
-    /// Refuses an output that does not fit `like`, before any work is done for it.
-    fn check_output(&self, out: &Handle, like: &Handle) -> Result<()> {
-        match (out, like) {
-            (Handle::Cpu(out), Handle::Cpu(like)) => {
-                if out.dtype() == like.dtype() && out.shape() == like.shape() {
-                    return Ok(());
-                }
-                Err(Error::tensor(format!(
-                    "out is {} {:?}; it must be {} {:?} as the input",
-                    out.dtype(),
-                    out.shape(),
-                    like.dtype(),
-                    like.shape()
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The pointers of a list of handles, on the stack for the usual few.
-fn pointers<'a>(handles: impl Iterator<Item = &'a Handle>) -> Vec<*const c_void> {
-    handles.map(|h| h.pointer().cast_const()).collect()
-}
-
-fn cpu(handle: &Handle) -> Result<&CpuTensor> {
-    match handle {
-        Handle::Cpu(tensor) => Ok(tensor),
-        Handle::Host { .. } => Err(Error::new(Status::Internal, "tensors of two backends met")),
-    }
-}
-
-fn host_said(code: c_int, what: &str) -> Result<()> {
-    if code == 0 {
-        return Ok(());
-    }
-    Err(Error::new(Status::Stopped, format!("{what} of the host returned {code}")))
-}
-
-impl Tensors for Backend {
-    type Tensor = Handle;
-
-    fn alloc(&self, like: &Handle) -> Result<Handle> {
-        match self {
-            Self::Cpu => Ok(Handle::Cpu(Cpu.alloc(cpu(like)?)?)),
-            Self::Host(host) => {
-                let mut tensor = ptr::null_mut();
-                let alloc = host.alloc.expect("checked by Backend::new");
-                // SAFETY: the host's promise.
-                host_said(unsafe { alloc(host.user_data, like.pointer(), &mut tensor) }, "alloc")?;
-                if tensor.is_null() {
-                    return Err(Error::argument("alloc of the host returned 0 but wrote no tensor"));
-                }
-                Ok(Handle::Host { tensor, owner: Some(*host) })
-            }
-        }
-    }
-
-    fn lincomb(&self, out: &mut Handle, terms: &[(f64, &Handle)]) -> Result<()> {
-        match (self, out) {
-            (Self::Cpu, Handle::Cpu(out)) => {
-                let terms: Result<Vec<_>> = terms.iter().map(|(f, t)| Ok((*f, cpu(t)?))).collect();
-                Cpu.lincomb(out, &terms?)
-            }
-            (Self::Host(host), out) => {
-                let factors: Vec<f64> = terms.iter().map(|(f, _)| *f).collect();
-                let tensors = pointers(terms.iter().map(|(_, t)| *t));
-                let lincomb = host.lincomb.expect("checked by Backend::new");
-                // SAFETY: the host's promise; both arrays live through the call.
-                let code = unsafe {
-                    lincomb(host.user_data, out.pointer(), factors.len(), factors.as_ptr(), tensors.as_ptr())
-                };
-                host_said(code, "lincomb")
-            }
-            _ => Err(Error::new(Status::Internal, "tensors of two backends met")),
-        }
-    }
-
-    fn gram(&self, columns: &[&Handle]) -> Result<Vec<f64>> {
-        match self {
-            Self::Cpu => {
-                let columns: Result<Vec<_>> = columns.iter().map(|c| cpu(c)).collect();
-                Cpu.gram(&columns?)
-            }
-            Self::Host(host) => {
-                let Some(first) = columns.first() else { return Ok(Vec::new()) };
-                let (batch, gram) = (host.batch.expect("checked"), host.gram.expect("checked"));
-                // SAFETY: the host's promise.
-                let trajectories = unsafe { batch(host.user_data, first.pointer()) };
-                let size = trajectories.saturating_mul(columns.len() * columns.len());
-                if size == 0 || size > 1 << 30 {
-                    return Err(Error::argument(format!("batch of the host returned {trajectories}")));
-                }
-                let mut out = vec![f64::NAN; size];
-                let tensors = pointers(columns.iter().copied());
-                // SAFETY: the host's promise; `out` has room for every trajectory's matrix.
-                let code = unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
-                host_said(code, "gram")?;
-                Ok(out)
-            }
-        }
-    }
-}
-
-fn check_size(what: &str, given: usize, own: usize) -> Result<()> {
-    if given == own {
-        return Ok(());
-    }
-    Err(Error::argument(format!("struct_size of {what} is {given}; set it to sizeof({what}), here {own}")))
-}
-
 /// The library's own linear combination: `out = sum_i factors[i] * terms[i]` in one pass over
 /// memory, summed in float32 or float64. `out` may not be one of the terms.
 ///
@@ -901,6 +672,7 @@ pub struct LmsdProgress {
 /// The host's side of a distillation. Functions get `user_data` first, run on the calling thread,
 /// keep no pointer after they return, and return 0 or, to stop, anything else.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct LmsdProblem {
     /// Set to `sizeof(lmsd_problem)`.
     pub struct_size: usize,
@@ -918,16 +690,35 @@ pub struct LmsdProblem {
     /// the best so far and succeeds. May be NULL.
     pub progress:
         Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const LmsdProgress) -> c_int>,
+    /// Which of `ranks` processes this one is, from 0, where several share a distillation. Each rank
+    /// calls the model for every `ranks`-th batch only; all need the same options, model and batches,
+    /// and get the same schedules, those of one rank that has all batches.
+    pub rank: usize,
+    /// How many processes share the distillation; 0 and 1 mean this one alone.
+    pub ranks: usize,
+    /// Adds up `count` values over all ranks, in place: the same call is made on every rank, and each
+    /// must get the same sums. Fits `MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_DOUBLE, MPI_SUM,
+    /// comm)`. Where a rank is lost it must return nonzero in finite time: the call then ends with
+    /// `LMSD_STATUS_STOPPED`. A rank that fails otherwise tells the others through it, and every rank
+    /// ends with its error. May be NULL on one rank.
+    pub sum: Option<unsafe extern "C" fn(user_data: *mut c_void, count: usize, values: *mut f64) -> c_int>,
 }
 
-struct HostProblem<'a>(&'a LmsdProblem);
+struct HostProblem(LmsdProblem);
 
-impl HostProblem<'_> {
+impl HostProblem {
     /// # Safety
     /// `problem` is NULL or valid.
-    unsafe fn new<'a>(problem: *const LmsdProblem) -> Result<HostProblem<'a>> {
-        let problem = unsafe { given(problem, "problem") }?;
-        check_size("lmsd_problem", problem.struct_size, size_of::<LmsdProblem>())?;
+    unsafe fn new(problem: *const LmsdProblem) -> Result<HostProblem> {
+        // SAFETY: the caller's promise; a size of the first version ends before `rank`.
+        let problem =
+            unsafe { read_sized(problem, "problem", "lmsd_problem", offset_of!(LmsdProblem, rank)) }?;
+        if problem.ranks > 1 && problem.sum.is_none() {
+            return Err(Error::argument(format!(
+                "problem->ranks is {} but problem->sum is NULL; ranks need a sum over all of them",
+                problem.ranks
+            )));
+        }
         for (name, missing) in [("begin", problem.begin.is_none()), ("model", problem.model.is_none())] {
             if missing {
                 return Err(null(&format!("problem->{name}")));
@@ -937,7 +728,7 @@ impl HostProblem<'_> {
     }
 }
 
-impl Problem<Handle> for HostProblem<'_> {
+impl Problem<Handle> for HostProblem {
     fn begin(&mut self, batch: u64, x_t: &mut Handle) -> Result<()> {
         let begin = self.0.begin.expect("checked by HostProblem::new");
         // SAFETY: the host's promise.
@@ -970,6 +761,22 @@ impl Problem<Handle> for HostProblem<'_> {
         };
         // SAFETY: the host's promise.
         unsafe { progress(self.0.user_data, &told) == 0 }
+    }
+
+    fn ranks(&self) -> (usize, usize) {
+        (self.0.rank, self.0.ranks.max(1))
+    }
+
+    fn sum(&mut self, values: &mut [f64]) -> Result<()> {
+        let Some(sum) = self.0.sum else { return Ok(()) };
+        // SAFETY: the host's promise.
+        match unsafe { sum(self.0.user_data, values.len(), values.as_mut_ptr()) } {
+            0 => Ok(()),
+            code => Err(Error::new(
+                Status::Stopped,
+                format!("the sum callback of rank {} returned {code}; is a rank lost?", self.0.rank),
+            )),
+        }
     }
 }
 

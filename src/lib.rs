@@ -8,11 +8,13 @@
 //!
 //! Coordinates are those of k-diffusion: a state `x` at noise level `sigma`, and a model that
 //! returns `denoised`, its prediction of x0 (guidance included). Knowledge flows one way:
-//! error <- schedule <- solver; schedule + tensor <- sample <- distill; all <- ffi.
+//! error <- schedule <- solver; schedule + tensor <- sample <- distill; all <- host <- ffi.
 
 pub mod distill;
 pub mod error;
+#[cfg(feature = "abi")]
 pub mod ffi;
+pub mod host;
 pub mod sample;
 pub mod schedule;
 pub mod solver;

@@ -6,7 +6,9 @@
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -888,7 +890,9 @@ static size_t host_batch(void *user_data, const void *tensor) {
 }
 
 static lmsd_host host_of(struct framework *f) {
-    lmsd_host host = {sizeof host, f, host_alloc, host_release, host_lincomb, host_gram, host_batch};
+    lmsd_host host = {.struct_size = sizeof host, .user_data = f, .alloc = host_alloc,
+                      .release = host_release, .lincomb = host_lincomb, .gram = host_gram,
+                      .batch = host_batch};
     return host;
 }
 
@@ -905,6 +909,17 @@ static int fails_at_0(void *user_data, void *out, size_t count, const double *fa
                       const void *const *terms) {
     (void)user_data, (void)out, (void)count, (void)factors, (void)terms;
     return 1;
+}
+
+static int says_memory(void *user_data, const char **text) {
+    (void)user_data;
+    *text = "the device is full";
+    return LMSD_STATUS_OUT_OF_MEMORY;
+}
+
+static int says_nothing(void *user_data, const char **text) {
+    (void)user_data, (void)text;
+    return LMSD_STATUS_OUT_OF_MEMORY;
 }
 
 static int alloc_nothing(void *user_data, const void *like, void **out) {
@@ -981,6 +996,15 @@ static void test_host(void) {
     bad = host, bad.lincomb = fails_at_0;
     REFUSED(lmsd_lincomb(&bad, 2, factors, terms, work), STOPPED, "lincomb of the host returned 1");
 
+    /* A host may say why; one that does not know of this ends as before, whatever lies behind it. */
+    bad.error = says_memory;
+    REFUSED(lmsd_lincomb(&bad, 2, factors, terms, work), OUT_OF_MEMORY, "the device is full");
+    bad.error = says_nothing;
+    REFUSED(lmsd_lincomb(&bad, 2, factors, terms, work), STOPPED, "lincomb of the host returned 1");
+    bad.struct_size = offsetof(lmsd_host, error);
+    memset(&bad.error, 0x5a, sizeof bad.error);
+    REFUSED(lmsd_lincomb(&bad, 2, factors, terms, work), STOPPED, "lincomb of the host returned 1");
+
     f.run = run_of(s), f.run.stop_model_at = 3;
     REFUSED(lmsd_sample(s, &host, x, host_model, NULL, &f, out), STOPPED, "54");
     CHECK(f.live == 0);
@@ -991,6 +1015,7 @@ static void test_host(void) {
     REFUSED(lmsd_sample(s, &bad, x, host_model, NULL, &f, out), INVALID_ARGUMENT, says)
     BAD_HOST(bad.struct_size = 0, "struct_size of lmsd_host is 0");
     BAD_HOST(bad.struct_size--, "sizeof(lmsd_host)");
+    BAD_HOST(bad.struct_size++, "sizeof(lmsd_host)");
     BAD_HOST(bad.alloc = NULL, "host->alloc is NULL");
     BAD_HOST(bad.release = NULL, "host->release is NULL");
     BAD_HOST(bad.lincomb = NULL, "host->lincomb is NULL");
@@ -1062,7 +1087,8 @@ static int work_progress(void *user_data, const lmsd_progress *p) {
 }
 
 static lmsd_problem problem_of(struct work *w, const void *like) {
-    lmsd_problem p = {sizeof p, w, like, work_begin, work_model, work_progress};
+    lmsd_problem p = {.struct_size = sizeof p, .user_data = w, .like = like, .begin = work_begin,
+                      .model = work_model, .progress = work_progress};
     return p;
 }
 
@@ -1179,6 +1205,8 @@ static void test_distill(const char *folder) {
     bad.dtype.bits = 8;
     BAD_PROBLEM(problem.struct_size = 0, INVALID_ARGUMENT, "struct_size of lmsd_problem is 0");
     BAD_PROBLEM(problem.struct_size++, INVALID_ARGUMENT, "sizeof(lmsd_problem)");
+    BAD_PROBLEM(problem.ranks = 2, INVALID_ARGUMENT, "problem->sum is NULL");
+    BAD_PROBLEM(problem.rank = 1, INVALID_ARGUMENT, "rank is 1");
     BAD_PROBLEM(problem.begin = NULL, INVALID_ARGUMENT, "problem->begin is NULL");
     BAD_PROBLEM(problem.model = NULL, INVALID_ARGUMENT, "problem->model is NULL");
     BAD_PROBLEM(problem.like = NULL, INVALID_ARGUMENT, "problem->like is NULL");
@@ -1267,6 +1295,102 @@ static void test_distill(const char *folder) {
 
     lmsd_schedule_free(s), lmsd_schedule_free(euler), lmsd_schedule_free(two_m);
     lmsd_distilled_free(made);
+}
+
+/* ------------------------------------------------------------------ ranks */
+
+/* Two ranks that are threads. A rank that leaves lets the other one's sums fail, as a time-out would. */
+struct team {
+    pthread_barrier_t barrier;
+    double *met[2];
+    atomic_bool left;
+};
+
+struct rank {
+    struct work work; /* first: the host's functions get it by the same pointer */
+    struct team *team;
+    size_t rank, sums, leave_at;
+    lmsd_status status;
+    char nodes[4000], says[200];
+};
+
+static int team_sum(void *user_data, size_t count, double *values) {
+    struct rank *own = user_data;
+    if (own->sums++ == own->leave_at) own->team->left = true;
+    own->team->met[own->rank] = values;
+    pthread_barrier_wait(&own->team->barrier);
+    if (own->team->left) return 64;
+    const double *other = own->team->met[1 - own->rank];
+    double *total = malloc(count * sizeof *total);
+    for (size_t i = 0; i < count; i++) total[i] = values[i] + other[i];
+    pthread_barrier_wait(&own->team->barrier);
+    memcpy(values, total, count * sizeof *total);
+    free(total);
+    return 0;
+}
+
+static void *distil_on_a_rank(void *argument) {
+    struct rank *own = argument;
+    double data[SIZE] = {0};
+    lmsd_tensor like = f64(data);
+    lmsd_problem problem = problem_of(&own->work, &like);
+    problem.rank = own->rank, problem.ranks = 2, problem.sum = team_sum;
+    own->work.framework.run.thread = pthread_self();
+    lmsd_distilled *made = NULL;
+    own->status = lmsd_distill("{\"nfe\": 3, " DISTIL "}", NULL, &problem, &made);
+    if (own->status == LMSD_STATUS_OK) {
+        lmsd_schedule *s = NULL;
+        if (lmsd_distilled_schedule(made, 0, &s) == LMSD_STATUS_OK) nodes_text(s, own->nodes, sizeof own->nodes);
+        lmsd_schedule_free(s);
+    } else {
+        snprintf(own->says, sizeof own->says, "%s", lmsd_last_error());
+    }
+    lmsd_distilled_free(made);
+    return NULL;
+}
+
+static void run_team(struct rank ranks[2], size_t leave_at, size_t fail_at) {
+    struct team team = {.left = false};
+    pthread_t threads[2];
+    pthread_barrier_init(&team.barrier, NULL, 2);
+    for (size_t i = 0; i < 2; i++) {
+        ranks[i] = (struct rank){.work = work_of(false), .team = &team, .rank = i, .leave_at = SIZE_MAX};
+    }
+    ranks[1].leave_at = leave_at, ranks[1].work.stop_model_at = fail_at;
+    for (size_t i = 0; i < 2; i++) CHECK(pthread_create(&threads[i], NULL, distil_on_a_rank, &ranks[i]) == 0);
+    for (size_t i = 0; i < 2; i++) CHECK(pthread_join(threads[i], NULL) == 0);
+    pthread_barrier_destroy(&team.barrier);
+}
+
+static void test_ranks(void) {
+    double data[SIZE] = {0};
+    lmsd_tensor like = f64(data);
+    struct work w = work_of(false);
+    lmsd_problem problem = problem_of(&w, &like);
+    problem.struct_size = offsetof(lmsd_problem, rank); /* a host that knows of no ranks */
+    memset(&problem.rank, 0x5a, sizeof problem - offsetof(lmsd_problem, rank));
+    lmsd_distilled *made = NULL;
+    lmsd_schedule *s = NULL;
+    char alone[4000];
+    OK(lmsd_distill("{\"nfe\": 3, " DISTIL "}", NULL, &problem, &made));
+    OK(lmsd_distilled_schedule(made, 0, &s));
+    nodes_text(s, alone, sizeof alone);
+    lmsd_schedule_free(s), lmsd_distilled_free(made);
+
+    static struct rank ranks[2];
+    run_team(ranks, SIZE_MAX, SIZE_MAX);
+    for (size_t i = 0; i < 2; i++) {
+        CHECK(ranks[i].status == LMSD_STATUS_OK && strcmp(ranks[i].nodes, alone) == 0);
+        CHECK(!ranks[i].work.wrong && ranks[i].work.calls * 2 == w.calls);
+    }
+    run_team(ranks, 7, SIZE_MAX);
+    for (size_t i = 0; i < 2; i++) {
+        CHECK(ranks[i].status == LMSD_STATUS_STOPPED && strstr(ranks[i].says, "returned 64") != NULL);
+    }
+    run_team(ranks, SIZE_MAX, w.calls / 4);
+    for (size_t i = 0; i < 2; i++) {
+        CHECK(ranks[i].status == LMSD_STATUS_STOPPED && strstr(ranks[i].says, "returned 62") != NULL);
+    }
 }
 
 /* ------------------------------------------------------------------ threads */
@@ -1362,6 +1486,7 @@ int main(void) {
     test_host();
     test_threads();
     test_distill(folder);
+    test_ranks();
 
     unlink(path);
     snprintf(path, sizeof path, "%s/distil", folder);

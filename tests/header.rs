@@ -1,4 +1,4 @@
-//! include/lmsd.h is what cbindgen makes of src/ffi.rs and of the types it names in error.rs and tensor.rs.
+//! include/lmsd.h is what cbindgen makes of src/ffi.rs and of the types it names in error.rs, tensor.rs and host.rs.
 
 use std::path::Path;
 use std::{env, fs};
@@ -7,7 +7,7 @@ fn generated() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
     // Not the whole crate: public constants of other modules are no part of the ABI.
-    let builder = ["error", "tensor", "ffi"]
+    let builder = ["error", "tensor", "host", "ffi"]
         .iter()
         .fold(cbindgen::Builder::new(), |b, file| b.with_src(root.join(format!("src/{file}.rs"))));
     let bindings = builder.with_config(config).generate().unwrap();

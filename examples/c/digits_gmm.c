@@ -160,7 +160,12 @@ int main(int argc, char **argv) {
     const int64_t shape[] = {BATCH, 1, 8, 8};
     static float memory[BATCH * N];
     lmsd_tensor like = {memory, {LMSD_DEVICE_CPU, 0}, 4, {LMSD_DTYPE_FLOAT, 32, 1}, shape, NULL, 0};
-    lmsd_problem problem = {sizeof problem, &mixture, &like, begin, model, progress};
+    lmsd_problem problem = {.struct_size = sizeof problem,
+                            .user_data = &mixture,
+                            .like = &like,
+                            .begin = begin,
+                            .model = model,
+                            .progress = progress};
     char options[400];
     snprintf(options, sizeof options,
              "{\"nfe\": %d, \"process\": \"ve\", \"sigma_min\": " SIGMA_END ", \"sigma_max\": " SIGMA_MAX

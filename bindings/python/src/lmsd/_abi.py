@@ -89,6 +89,7 @@ class Host(Sized):
         ("lincomb", CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t, POINTER(c_double), POINTER(c_void_p))),
         ("gram", CFUNCTYPE(c_int, c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_double))),
         ("batch", CFUNCTYPE(c_size_t, c_void_p, c_void_p)),
+        ("error", CFUNCTYPE(c_int, c_void_p, POINTER(c_char_p))),
     ]
 
 
@@ -135,6 +136,9 @@ class Problem(Sized):
         ("begin", CFUNCTYPE(c_int, c_void_p, c_uint64, c_void_p)),
         ("model", MODEL),
         ("progress", CFUNCTYPE(c_int, c_void_p, POINTER(Progress))),
+        ("rank", c_size_t),
+        ("ranks", c_size_t),
+        ("sum", CFUNCTYPE(c_int, c_void_p, c_size_t, POINTER(c_double))),
     ]
 
 

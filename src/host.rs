@@ -1,0 +1,280 @@
+//! The host's own tensors behind the trait of all tensors, or the built-in ones where it brings none.
+//! Its comments are part of the manual in `include/lmsd.h`.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::{MaybeUninit, offset_of};
+use std::ptr;
+
+use crate::error::{Error, Result, Status};
+use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors};
+
+/// The host's own tensors: any framework, any device. Functions get `user_data` first, run on the
+/// thread of the call that needs them, keep no pointer after they return, and return 0 or, to
+/// stop that call with `LMSD_STATUS_STOPPED`, anything else. Tensors are opaque to the library.
+///
+/// Everywhere a call takes a `const lmsd_host *`, NULL means the built-in CPU backend, where every
+/// tensor is a `lmsd_tensor *` (compact row-major float32, float64, float16 or bfloat16).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LmsdHost {
+    /// Set to `sizeof(lmsd_host)`.
+    pub struct_size: usize,
+    /// Handed to every function.
+    pub user_data: *mut c_void,
+    /// Writes a new tensor of the shape, dtype and device of `like`, not NULL, to `*out`. Its
+    /// contents may be anything.
+    pub alloc: Option<
+        unsafe extern "C" fn(user_data: *mut c_void, like: *const c_void, out: *mut *mut c_void) -> c_int,
+    >,
+    /// Frees a tensor that `alloc` made.
+    pub release: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *mut c_void)>,
+    /// `out = sum_i factors[i] * terms[i]`, `count` terms (at least 1), best summed in float32 at
+    /// least; none of them is `out`. A term with factor 0 counts as absent, even if it is not finite.
+    pub lincomb: Option<
+        unsafe extern "C" fn(
+            user_data: *mut c_void,
+            out: *mut c_void,
+            count: usize,
+            factors: *const f64,
+            terms: *const *const c_void,
+        ) -> c_int,
+    >,
+    /// Inner products within each trajectory b of dimension 0, best summed in float64:
+    /// `out[(b * count + i) * count + j] = <columns[i][b], columns[j][b]>`.
+    pub gram: Option<
+        unsafe extern "C" fn(
+            user_data: *mut c_void,
+            count: usize,
+            columns: *const *const c_void,
+            out: *mut f64,
+        ) -> c_int,
+    >,
+    /// Number of trajectories (the size of dimension 0) of a tensor.
+    pub batch: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *const c_void) -> usize>,
+    /// Why the last function of this table that returned nonzero on this thread did: returns a
+    /// `lmsd_status` and writes one sentence to `*text`, valid until the next such function fails. The
+    /// call then ends with these. May be NULL.
+    pub error: Option<unsafe extern "C" fn(user_data: *mut c_void, text: *mut *const c_char) -> c_int>,
+}
+
+/// A tensor of either kind.
+pub enum Handle {
+    Cpu(CpuTensor),
+    Host { tensor: *mut c_void, owner: Option<LmsdHost> },
+}
+
+impl Handle {
+    /// What callbacks are given.
+    pub fn pointer(&self) -> *mut c_void {
+        match self {
+            Self::Cpu(tensor) => ptr::from_ref(tensor.descriptor()).cast_mut().cast(),
+            Self::Host { tensor, .. } => *tensor,
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Self::Host { tensor, owner: Some(host) } = self
+            && let Some(release) = host.release
+        {
+            // SAFETY: made by this host's alloc, released once.
+            unsafe { release(host.user_data, *tensor) }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub enum Backend {
+    Cpu,
+    Host(LmsdHost),
+}
+
+impl Backend {
+    /// # Safety
+    /// `host` is NULL or valid, with functions as its documentation says.
+    pub unsafe fn new(host: *const LmsdHost) -> Result<Self> {
+        if host.is_null() {
+            return Ok(Self::Cpu);
+        }
+        // SAFETY: the caller's promise; a size of the first version ends before `error`.
+        let host = unsafe { read_sized(host, "host", "lmsd_host", offset_of!(LmsdHost, error)) }?;
+        for (name, missing) in [
+            ("alloc", host.alloc.is_none()),
+            ("release", host.release.is_none()),
+            ("lincomb", host.lincomb.is_none()),
+            ("gram", host.gram.is_none()),
+            ("batch", host.batch.is_none()),
+        ] {
+            if missing {
+                return Err(Error::argument(format!("host->{name} is NULL; it is needed")));
+            }
+        }
+        Ok(Self::Host(host))
+    }
+
+    /// The caller's tensor, borrowed for as long as the result lives.
+    ///
+    /// # Safety
+    /// `tensor` is NULL or a tensor of this backend.
+    pub unsafe fn borrow(&self, tensor: *const c_void, what: &str) -> Result<Handle> {
+        if tensor.is_null() {
+            return Err(null(what));
+        }
+        match self {
+            // SAFETY: a descriptor by the caller's promise; view checks all that can be checked.
+            Self::Cpu => unsafe { CpuTensor::view(&*tensor.cast::<LmsdTensor>()) }
+                .map(Handle::Cpu)
+                .map_err(|e| Error::new(e.status, format!("{what}: {}", e.message))),
+            Self::Host(_) => Ok(Handle::Host { tensor: tensor.cast_mut(), owner: None }),
+        }
+    }
+
+    /// Refuses an output that does not fit `like`, before any work is done for it.
+    pub fn check_output(&self, out: &Handle, like: &Handle) -> Result<()> {
+        match (out, like) {
+            (Handle::Cpu(out), Handle::Cpu(like)) => {
+                if out.dtype() == like.dtype() && out.shape() == like.shape() {
+                    return Ok(());
+                }
+                Err(Error::tensor(format!(
+                    "out is {} {:?}; it must be {} {:?} as the input",
+                    out.dtype(),
+                    out.shape(),
+                    like.dtype(),
+                    like.shape()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The pointers of a list of handles, on the stack for the usual few.
+fn pointers<'a>(handles: impl Iterator<Item = &'a Handle>) -> Vec<*const c_void> {
+    handles.map(|h| h.pointer().cast_const()).collect()
+}
+
+fn cpu(handle: &Handle) -> Result<&CpuTensor> {
+    match handle {
+        Handle::Cpu(tensor) => Ok(tensor),
+        Handle::Host { .. } => Err(Error::new(Status::Internal, "tensors of two backends met")),
+    }
+}
+
+impl LmsdHost {
+    fn said(&self, code: c_int, what: &str) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        let mut text = ptr::null();
+        let status = match self.error {
+            // SAFETY: the host's promise.
+            Some(error) => Status::from_code(unsafe { error(self.user_data, &mut text) }),
+            None => Status::Ok,
+        };
+        if status == Status::Ok || text.is_null() {
+            return Err(Error::new(Status::Stopped, format!("{what} of the host returned {code}")));
+        }
+        // SAFETY: a text that is valid until the host's next failure.
+        Err(Error::new(status, unsafe { CStr::from_ptr(text) }.to_string_lossy()))
+    }
+}
+
+impl Tensors for Backend {
+    type Tensor = Handle;
+
+    fn alloc(&self, like: &Handle) -> Result<Handle> {
+        match self {
+            Self::Cpu => Ok(Handle::Cpu(Cpu.alloc(cpu(like)?)?)),
+            Self::Host(host) => {
+                let mut tensor = ptr::null_mut();
+                let alloc = host.alloc.expect("checked by Backend::new");
+                // SAFETY: the host's promise.
+                host.said(unsafe { alloc(host.user_data, like.pointer(), &mut tensor) }, "alloc")?;
+                if tensor.is_null() {
+                    return Err(Error::argument("alloc of the host returned 0 but wrote no tensor"));
+                }
+                Ok(Handle::Host { tensor, owner: Some(*host) })
+            }
+        }
+    }
+
+    fn lincomb(&self, out: &mut Handle, terms: &[(f64, &Handle)]) -> Result<()> {
+        match (self, out) {
+            (Self::Cpu, Handle::Cpu(out)) => {
+                let terms: Result<Vec<_>> = terms.iter().map(|(f, t)| Ok((*f, cpu(t)?))).collect();
+                Cpu.lincomb(out, &terms?)
+            }
+            (Self::Host(host), out) => {
+                let factors: Vec<f64> = terms.iter().map(|(f, _)| *f).collect();
+                let tensors = pointers(terms.iter().map(|(_, t)| *t));
+                let lincomb = host.lincomb.expect("checked by Backend::new");
+                // SAFETY: the host's promise; both arrays live through the call.
+                let code = unsafe {
+                    lincomb(host.user_data, out.pointer(), factors.len(), factors.as_ptr(), tensors.as_ptr())
+                };
+                host.said(code, "lincomb")
+            }
+            _ => Err(Error::new(Status::Internal, "tensors of two backends met")),
+        }
+    }
+
+    fn gram(&self, columns: &[&Handle]) -> Result<Vec<f64>> {
+        match self {
+            Self::Cpu => {
+                let columns: Result<Vec<_>> = columns.iter().map(|c| cpu(c)).collect();
+                Cpu.gram(&columns?)
+            }
+            Self::Host(host) => {
+                let Some(first) = columns.first() else { return Ok(Vec::new()) };
+                let (batch, gram) = (host.batch.expect("checked"), host.gram.expect("checked"));
+                // SAFETY: the host's promise.
+                let trajectories = unsafe { batch(host.user_data, first.pointer()) };
+                let size = trajectories.saturating_mul(columns.len() * columns.len());
+                if size == 0 || size > 1 << 30 {
+                    return Err(Error::argument(format!("batch of the host returned {trajectories}")));
+                }
+                let mut out = vec![f64::NAN; size];
+                let tensors = pointers(columns.iter().copied());
+                // SAFETY: the host's promise; `out` has room for every trajectory's matrix.
+                let code = unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
+                host.said(code, "gram")?;
+                Ok(out)
+            }
+        }
+    }
+}
+
+pub(crate) fn null(what: &str) -> Error {
+    Error::argument(format!("{what} is NULL"))
+}
+
+pub(crate) fn check_size(what: &str, given: usize, own: usize) -> Result<()> {
+    if given == own {
+        return Ok(());
+    }
+    Err(Error::argument(format!("struct_size of {what} is {given}; set it to sizeof({what}), here {own}")))
+}
+
+/// A struct that starts with its size, of this version or of an `older`, shorter one: what that lacks is
+/// 0 here.
+///
+/// # Safety
+/// `from` is NULL or readable for the size that it says. All bytes 0 are a valid `T`.
+pub(crate) unsafe fn read_sized<T: Copy>(from: *const T, what: &str, name: &str, older: usize) -> Result<T> {
+    if from.is_null() {
+        return Err(null(what));
+    }
+    // SAFETY: such a struct starts with its size.
+    let size = unsafe { from.cast::<usize>().read() };
+    if size != older {
+        check_size(name, size, size_of::<T>())?;
+    }
+    let mut own = MaybeUninit::<T>::zeroed();
+    // SAFETY: `size` is at most that of T; the rest stays 0, which is valid by the caller's promise.
+    unsafe {
+        ptr::copy_nonoverlapping(from.cast::<u8>(), own.as_mut_ptr().cast(), size);
+        Ok(own.assume_init())
+    }
+}
