@@ -3,7 +3,9 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+    // Without the C ABI this is not that library, but part of another one.
+    let abi = std::env::var_os("CARGO_FEATURE_ABI").is_some();
+    if abi && std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblmsd.so.0");
     }
     // Set by torch-sys. Packages that depend on this one set their own.

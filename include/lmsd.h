@@ -561,6 +561,23 @@ void lmsd_schedule_free(struct lmsd_schedule *schedule);
 lmsd_status lmsd_solvers(char **out);
 
 /**
+ * The tensors of the libtorch that this process has loaded, on its CPU and CUDA devices: a host
+ * whose tensors are `lmsd_tensor *` of any strides but negative ones, in memory of the caller's, used
+ * as it is, without copies. Its operations run on libtorch's current stream of the calling thread.
+ *
+ * This library links no libtorch and loads none. `library` is the path of the library of tensors
+ * that fits the loaded one, such as liblmsd_torch_2_11.so, or NULL for that beside this library. It
+ * is loaded once and for good. `LMSD_STATUS_WRONG_STATE` where no libtorch is loaded,
+ * `LMSD_STATUS_MISMATCH` where there is no library for its version; use the host's own tensors then.
+ * `*out` is static.
+ *
+ * # Safety
+ * `library` is NULL or a NUL-terminated string, `out` writable.
+ */
+lmsd_status lmsd_torch_host(const char *library,
+                            const struct lmsd_host **out);
+
+/**
  * The library's own linear combination: `out = sum_i factors[i] * terms[i]` in one pass over
  * memory, summed in float32 or float64. `out` may not be one of the terms.
  *

@@ -9,7 +9,11 @@
 TORCH_WHEELS := torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85
 TORCH_BUILD := build/libtorch
 
-.PHONY: torch test-torch
+TORCH_LIBRARY := liblmsd_torch_2_11.so
+TORCH_SO := $(or $(CARGO_TARGET_DIR),target)/release/$(TORCH_LIBRARY)
+PACKAGE_TORCH_SO := bindings/python/src/lmsd/$(TORCH_LIBRARY)
+
+.PHONY: torch test-torch torch-library
 
 torch: $(TORCH_BUILD)/torch/build-version
 
@@ -24,3 +28,12 @@ $(TORCH_BUILD)/torch/build-version: mk/torch.mk mk/libtorch.py | $(PY)
 test-torch: $(if $(LIBTORCH),,torch)
 	$(CARGO) clippy --quiet --all-targets --features torch -- -D warnings
 	$(CARGO) test --quiet --features torch --test torch --test torch_memory
+
+# The library of tensors that liblmsd loads beside that very libtorch; the Python package here finds it.
+torch-library: $(PACKAGE_TORCH_SO)
+$(PACKAGE_TORCH_SO): $(TORCH_SO)
+	cp --remove-destination $< $@
+
+$(TORCH_SO): $(if $(LIBTORCH),,torch) $(shell find src bindings/torch/src -name '*.rs') build.rs Cargo.toml bindings/torch/Cargo.toml
+	$(CARGO) build --release -p lmsd-torch-2-11
+	@touch $@

@@ -15,6 +15,8 @@ pub mod error;
 #[cfg(feature = "abi")]
 pub mod ffi;
 pub mod host;
+#[cfg(feature = "abi")]
+pub mod libtorch;
 pub mod sample;
 pub mod schedule;
 pub mod solver;

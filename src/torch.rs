@@ -70,6 +70,17 @@ impl Torch {
         Self::new(tensor.device(), tensor.f_kind()?)
     }
 
+    /// For tensors of a descriptor's device and dtype.
+    pub fn described(tensor: &LmsdTensor) -> Result<Self> {
+        let device = device_of(tensor).ok_or_else(|| {
+            Error::tensor(format!(
+                "the tensor is on device {} of DLPack type {}; the CPU and CUDA are supported",
+                tensor.device.device_id, tensor.device.device_type
+            ))
+        })?;
+        Self::new(device, Dtype::try_from(tensor.dtype)?.into())
+    }
+
     /// A view of the caller's memory, without a copy. Any strides but negative ones.
     ///
     /// Refuses with `InvalidTensor` another device or dtype than this backend's, dimensions of size 0,
@@ -82,13 +93,7 @@ impl Torch {
     /// that shares its memory. While a call uses the view as an input, nobody writes to that memory;
     /// while it uses the view as an output, the memory is writable and nobody else reads or writes it.
     pub unsafe fn view(&self, tensor: &LmsdTensor) -> Result<Tensor> {
-        let index = usize::try_from(tensor.device.device_id);
-        let device = match (tensor.device.device_type, index) {
-            (crate::tensor::DEVICE_CPU, _) => Some(Device::Cpu),
-            (cuda, Ok(index)) if DEVICES_CUDA.contains(&cuda) => Some(Device::Cuda(index)),
-            _ => None,
-        };
-        if device != Some(self.device) {
+        if device_of(tensor) != Some(self.device) {
             return Err(Error::tensor(format!(
                 "the tensor is on device {} of DLPack type {}; this backend's tensors are on {}",
                 tensor.device.device_id,
@@ -287,6 +292,15 @@ impl From<Dtype> for Kind {
 
 fn dtype_of(kind: Kind) -> Option<Dtype> {
     [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16].into_iter().find(|&dtype| Kind::from(dtype) == kind)
+}
+
+/// Where a descriptor says its memory is.
+fn device_of(tensor: &LmsdTensor) -> Option<Device> {
+    match (tensor.device.device_type, usize::try_from(tensor.device.device_id)) {
+        (crate::tensor::DEVICE_CPU, _) => Some(Device::Cpu),
+        (cuda, Ok(index)) if DEVICES_CUDA.contains(&cuda) => Some(Device::Cuda(index)),
+        _ => None,
+    }
 }
 
 /// A device, as messages name it.

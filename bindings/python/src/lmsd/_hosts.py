@@ -2,16 +2,22 @@
 
 Tensors cross as integer keys into a dict, and none is written in place: an operation makes a new tensor and
 binds it to the key. So nobody's memory is overwritten, and a tensor that the caller keeps stays as it is.
-numpy arrays are combined by the library's own kernels, torch tensors by torch, on whatever device they are.
+numpy arrays are combined by the library's own kernels; torch tensors by the library's operations for that
+very torch where there is a library of them (`lmsd_torch_host`), else by torch, on whatever device they are.
 """
 
 import contextlib
 import ctypes
+import functools
+import importlib.util
 import itertools
+import logging
+import os
 import signal
 import sys
 import threading
-from ctypes import byref, c_double, c_void_p
+from ctypes import POINTER, byref, c_double, c_void_p
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +26,8 @@ from ._abi import Error, Status, lib
 
 DTYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "bfloat16": (4, 16)}
 GRAM_BYTES = 1 << 26  # of float64 that a torch Gram matrix works on at a time
+
+logger = logging.getLogger("lmsd")
 
 
 class Call:
@@ -159,16 +167,46 @@ class Host:
         self.inner_products([self.tensors[column] for column in columns[:count]], out)
 
 
-class Numpy(Host):
+class Described(Host):
+    """Tensors whose memory the library works on by itself, as `lmsd_tensor` describes it."""
+
+    tensors_of = None  # the lmsd_host of their kind; None: the built-in one
+
+    def describe_like(self, device: _abi.Device, dtype: str):
+        """Sets what the descriptors of all tensors here have in common."""
+        self.device = device
+        self.dtype = _abi.Dtype(*DTYPES[dtype], 1)
+        self.shape = (ctypes.c_int64 * self.like.ndim)(*self.like.shape)
+
+    def descriptor(self, tensor) -> _abi.Tensor:
+        return _abi.Tensor(self.address(tensor), self.device, tensor.ndim, self.dtype, self.shape, None, 0)
+
+    def pointers(self, tensors):
+        descriptors = [self.descriptor(tensor) for tensor in tensors]
+        pointers = (c_void_p * len(tensors))(*map(ctypes.addressof, descriptors))
+        return descriptors, pointers  # the former must outlive the latter
+
+    def combine(self, factors, terms):
+        out = self.empty()
+        _keep, pointers = self.pointers(terms)
+        factors, out_described = (c_double * len(terms))(*factors), self.descriptor(out)
+        _abi.check(lib.lmsd_lincomb(self.tensors_of, len(terms), factors, pointers, byref(out_described)))
+        return out
+
+    def inner_products(self, columns, out):
+        _keep, pointers = self.pointers(columns)
+        length = self.like.shape[0] * len(columns) ** 2
+        _abi.check(lib.lmsd_gram(self.tensors_of, len(columns), pointers, length, out))
+
+
+class Numpy(Described):
     """numpy arrays, through the library's own kernels on their memory."""
 
     def __init__(self, like):
         like = np.asarray(like)
         super().__init__(like, like.dtype.name)
         self.like = np.ascontiguousarray(like, like.dtype.newbyteorder("="))
-        code, bits = DTYPES[like.dtype.name]
-        self.dtype = _abi.Dtype(code, bits, 1)
-        self.shape = (ctypes.c_int64 * self.like.ndim)(*self.like.shape)
+        self.describe_like(_abi.Device(1, 0), like.dtype.name)
 
     def own(self, array, what):
         """A copy, since a numpy model often writes to the same array again."""
@@ -176,26 +214,11 @@ class Numpy(Host):
         self.fits(array, what)
         return np.array(array, dtype=self.like.dtype, order="C")
 
-    def descriptor(self, array) -> _abi.Tensor:
-        cpu = _abi.Device(1, 0)
-        return _abi.Tensor(array.ctypes.data, cpu, array.ndim, self.dtype, self.shape, None, 0)
+    def empty(self):
+        return np.empty_like(self.like)
 
-    def pointers(self, arrays):
-        descriptors = [self.descriptor(array) for array in arrays]
-        pointers = (c_void_p * len(arrays))(*map(ctypes.addressof, descriptors))
-        return descriptors, pointers  # the former must outlive the latter
-
-    def combine(self, factors, terms):
-        out = np.empty_like(self.like)
-        _keep, pointers = self.pointers(terms)
-        factors = (c_double * len(terms))(*factors)
-        _abi.check(lib.lmsd_lincomb(None, len(terms), factors, pointers, byref(self.descriptor(out))))
-        return out
-
-    def inner_products(self, columns, out):
-        _keep, pointers = self.pointers(columns)
-        length = self.like.shape[0] * len(columns) ** 2
-        _abi.check(lib.lmsd_gram(None, len(columns), pointers, length, out))
+    def address(self, array) -> int:
+        return array.ctypes.data
 
 
 class Torch(Host):
@@ -247,6 +270,48 @@ class Torch(Host):
         ctypes.memmove(out, total.data_ptr(), 8 * total.numel())
 
 
+class TorchDescribed(Described, Torch):
+    """torch tensors, through the library's operations for that very torch."""
+
+    def __init__(self, like, torch, tensors_of):
+        Torch.__init__(self, like, torch)
+        self.tensors_of = tensors_of
+        kind = 1 if like.device.type == "cpu" else 10 if torch.version.hip else 2
+        self.describe_like(_abi.Device(kind, like.device.index or 0), str(like.dtype).removeprefix("torch."))
+
+    def empty(self):
+        return self.torch.empty_like(self.like)
+
+    def address(self, tensor) -> int:
+        return tensor.data_ptr()
+
+
+@functools.cache
+def torch_tensors(version: str):
+    """`lmsd_host` of the library's operations for torch of this version, or None; the log says which.
+
+    The library of them is the one that `LMSD_TORCH_LIBRARY` names (empty: none), or that of the package
+    lmsd_torch_<major>_<minor>, or else the one beside liblmsd.
+    """
+    path = os.environ.get("LMSD_TORCH_LIBRARY")
+    if path is None:
+        name = "lmsd_torch_" + "_".join(version.split(".")[:2])
+        package = importlib.util.find_spec(name)
+        if package:
+            file = _abi.FILE_NAME.replace("lmsd.", name + ".")
+            path = str(Path(package.origin).with_name(file))
+    found = POINTER(_abi.Host)()
+    try:
+        if path == "":
+            raise Error("LMSD_TORCH_LIBRARY is empty")
+        _abi.check(lib.lmsd_torch_host(path.encode() if path else None, byref(found)))
+    except Error as error:
+        logger.info("torch %s: tensors are combined by torch itself, for %s", version, error)
+        return None
+    logger.info("torch %s: tensors are combined by lmsd's library for this torch", version)
+    return found
+
+
 def is_torch(x) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
@@ -254,7 +319,11 @@ def is_torch(x) -> bool:
 
 def host_for(x) -> Host:
     """A host for tensors like `x`: a torch tensor, or anything that numpy takes for an array of floats."""
-    return Torch(x, sys.modules["torch"]) if is_torch(x) else Numpy(x)
+    if not is_torch(x):
+        return Numpy(x)
+    torch = sys.modules["torch"]
+    tensors_of = torch_tensors(str(torch.__version__)) if x.device.type in ("cpu", "cuda") else None
+    return TorchDescribed(x, torch, tensors_of) if tensors_of else Torch(x, torch)
 
 
 def no_grad(host: Host):
