@@ -345,6 +345,12 @@ typedef struct lmsd_problem {
    * ends with its error. May be NULL on one rank.
    */
   int (*sum)(void *user_data, size_t count, double *values);
+  /**
+   * Why the last function of this struct that returned nonzero did: returns a `lmsd_status` and
+   * writes one sentence to `*text`, valid until the next one fails. The call's error, on every rank,
+   * then says so. May be NULL.
+   */
+  int (*error)(void *user_data, const char **text);
 } lmsd_problem;
 
 /**

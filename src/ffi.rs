@@ -13,7 +13,7 @@ use std::ptr;
 
 use crate::distill::{self, Config, Distilled, Problem, Progress};
 use crate::error::{Error, Result, Status};
-use crate::host::{Backend, Handle, LmsdHost, check_size, null, read_sized};
+use crate::host::{Backend, Handle, LmsdHost, check_size, null, read_sized, reason};
 use crate::sample::{Sampler, Step};
 use crate::schedule::{self, MadeFor, Named, Process, Schedule};
 use crate::solver;
@@ -503,11 +503,8 @@ pub struct LmsdStep {
 /// `LMSD_STATUS_STOPPED`.
 pub type LmsdObserver = Option<unsafe extern "C" fn(user_data: *mut c_void, step: *const LmsdStep) -> c_int>;
 
-fn model_said(code: c_int, sigma: f64) -> Result<()> {
-    if code == 0 {
-        return Ok(());
-    }
-    Err(Error::new(Status::Stopped, format!("the model callback returned {code} at sigma {sigma}")))
+fn model_returned(code: c_int, sigma: f64) -> String {
+    format!("the model callback returned {code} at sigma {sigma}")
 }
 
 /// Runs `schedule` from `x_t` (noise level `lmsd_schedule_sigma_start`) and writes the end point
@@ -537,7 +534,10 @@ pub unsafe extern "C" fn lmsd_sample(
         sampler.run(
             &mut |x, sigma, denoised| {
                 // SAFETY: the host's promise.
-                model_said(unsafe { model(user_data, x.pointer(), sigma, denoised.pointer()) }, sigma)
+                match unsafe { model(user_data, x.pointer(), sigma, denoised.pointer()) } {
+                    0 => Ok(()),
+                    code => Err(Error::new(Status::Stopped, model_returned(code, sigma))),
+                }
             },
             &mut |step: &Step<Handle>| {
                 let Some(observer) = observer else { return Ok(()) };
@@ -724,6 +724,10 @@ pub struct LmsdProblem {
     /// `LMSD_STATUS_STOPPED`. A rank that fails otherwise tells the others through it, and every rank
     /// ends with its error. May be NULL on one rank.
     pub sum: Option<unsafe extern "C" fn(user_data: *mut c_void, count: usize, values: *mut f64) -> c_int>,
+    /// Why the last function of this struct that returned nonzero did: returns a `lmsd_status` and
+    /// writes one sentence to `*text`, valid until the next one fails. The call's error, on every rank,
+    /// then says so. May be NULL.
+    pub error: Option<unsafe extern "C" fn(user_data: *mut c_void, text: *mut *const c_char) -> c_int>,
 }
 
 struct HostProblem(LmsdProblem);
@@ -748,25 +752,32 @@ impl HostProblem {
         }
         Ok(HostProblem(problem))
     }
+
+    fn said(&self, code: c_int, what: impl Fn() -> String) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        // SAFETY: the host's promise.
+        let reason = unsafe { reason(self.0.error, self.0.user_data) };
+        let (status, text) = reason.unwrap_or((Status::Stopped, String::new()));
+        let colon = if text.is_empty() { "" } else { ": " };
+        Err(Error::new(status, format!("{}{colon}{text}", what())))
+    }
 }
 
 impl Problem<Handle> for HostProblem {
     fn begin(&mut self, batch: u64, x_t: &mut Handle) -> Result<()> {
         let begin = self.0.begin.expect("checked by HostProblem::new");
         // SAFETY: the host's promise.
-        match unsafe { begin(self.0.user_data, batch, x_t.pointer()) } {
-            0 => Ok(()),
-            code => Err(Error::new(
-                Status::Stopped,
-                format!("the begin callback returned {code} at batch {batch}"),
-            )),
-        }
+        let code = unsafe { begin(self.0.user_data, batch, x_t.pointer()) };
+        self.said(code, || format!("the begin callback returned {code} at batch {batch}"))
     }
 
     fn denoise(&mut self, x: &Handle, sigma: f64, denoised: &mut Handle) -> Result<()> {
         let model = self.0.model.expect("checked by HostProblem::new");
         // SAFETY: the host's promise.
-        model_said(unsafe { model(self.0.user_data, x.pointer(), sigma, denoised.pointer()) }, sigma)
+        let code = unsafe { model(self.0.user_data, x.pointer(), sigma, denoised.pointer()) };
+        self.said(code, || model_returned(code, sigma))
     }
 
     fn progress(&mut self, p: &Progress) -> bool {
@@ -792,13 +803,10 @@ impl Problem<Handle> for HostProblem {
     fn sum(&mut self, values: &mut [f64]) -> Result<()> {
         let Some(sum) = self.0.sum else { return Ok(()) };
         // SAFETY: the host's promise.
-        match unsafe { sum(self.0.user_data, values.len(), values.as_mut_ptr()) } {
-            0 => Ok(()),
-            code => Err(Error::new(
-                Status::Stopped,
-                format!("the sum callback of rank {} returned {code}; is a rank lost?", self.0.rank),
-            )),
-        }
+        let code = unsafe { sum(self.0.user_data, values.len(), values.as_mut_ptr()) };
+        self.said(code, || {
+            format!("the sum callback of rank {} returned {code}; is a rank lost?", self.0.rank)
+        })
     }
 }
 

@@ -167,18 +167,28 @@ impl LmsdHost {
         if code == 0 {
             return Ok(());
         }
-        let mut text = ptr::null();
-        let status = match self.error {
-            // SAFETY: the host's promise.
-            Some(error) => Status::from_code(unsafe { error(self.user_data, &mut text) }),
-            None => Status::Ok,
-        };
-        if status == Status::Ok || text.is_null() {
-            return Err(Error::new(Status::Stopped, format!("{what} of the host returned {code}")));
-        }
-        // SAFETY: a text that is valid until the host's next failure.
-        Err(Error::new(status, unsafe { CStr::from_ptr(text) }.to_string_lossy()))
+        // SAFETY: the host's promise.
+        let (status, text) = unsafe { reason(self.error, self.user_data) }
+            .unwrap_or_else(|| (Status::Stopped, format!("{what} of the host returned {code}")));
+        Err(Error::new(status, text))
     }
+}
+
+type Reason = unsafe extern "C" fn(user_data: *mut c_void, text: *mut *const c_char) -> c_int;
+
+/// What a host says of its last failure, if anything.
+///
+/// # Safety
+/// `error` is a function of the host's, `user_data` its own.
+pub(crate) unsafe fn reason(error: Option<Reason>, user_data: *mut c_void) -> Option<(Status, String)> {
+    let mut text = ptr::null();
+    // SAFETY: the caller's promise.
+    let status = Status::from_code(unsafe { error?(user_data, &mut text) });
+    if status == Status::Ok || text.is_null() {
+        return None;
+    }
+    // SAFETY: a text that is valid until the host's next failure.
+    Some((status, unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()))
 }
 
 impl Tensors for Backend {

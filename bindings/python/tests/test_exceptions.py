@@ -102,13 +102,14 @@ def test_an_exception_of_a_tensor_operation_comes_back(function, mixture, monkey
     """Such as torch being out of memory."""
     error = MemoryError("out of memory")
     x = torch.from_numpy(mixture.begin(0))
+    kind = type(_hosts.host_for(x))
     for number in range(4):
-        own = getattr(_hosts.Torch, function)
-        monkeypatch.setattr(_hosts.Torch, function, at_call(number, own, error))
+        own = getattr(kind, function)
+        monkeypatch.setattr(kind, function, at_call(number, own, error))
         with pytest.raises(MemoryError) as raised:
             lmsd.sample(SCHEDULE, x, mixture.model)
         assert raised.value is error
-        monkeypatch.setattr(_hosts.Torch, function, at_call(number, own, error))
+        monkeypatch.setattr(kind, function, at_call(number, own, error))
         with pytest.raises(MemoryError) as raised:
             sampler = lmsd.Sampler(SCHEDULE, x)
             for state, sigma in sampler:
@@ -123,9 +124,8 @@ def test_a_sampler_goes_on_after_an_exception(mixture, monkeypatch):
     for number, (state, sigma) in enumerate(sampler):
         denoised = mixture.model(state, sigma)
         if number == 2:
-            monkeypatch.setattr(
-                _hosts.Torch, "combine", at_call(1, _hosts.Torch.combine, MemoryError("once"))
-            )
+            kind = type(_hosts.host_for(x))
+            monkeypatch.setattr(kind, "combine", at_call(1, kind.combine, MemoryError("once")))
             with pytest.raises(MemoryError, match="once"):
                 sampler.step(denoised)
             monkeypatch.undo()

@@ -139,6 +139,7 @@ class Problem(Sized):
         ("rank", c_size_t),
         ("ranks", c_size_t),
         ("sum", CFUNCTYPE(c_int, c_void_p, c_size_t, POINTER(c_double))),
+        ("error", CFUNCTYPE(c_int, c_void_p, POINTER(c_char_p))),
     ]
 
 

@@ -388,7 +388,7 @@ class ProgressBar:
 
 
 @contextlib.contextmanager
-def _problem(model, begin, like, progress):
+def _problem(model, begin, like, progress, ranks=None):
     """(call, lmsd_host, lmsd_problem) for the time of one call."""
     host = host_for(like)
 
@@ -398,6 +398,9 @@ def _problem(model, begin, like, progress):
     def on_progress(told):
         told = {name: getattr(told.contents, name) for name, _ in _abi.Progress._fields_[1:]}
         return progress({**told, "phase": PHASES[told["phase"]]})
+
+    def on_sum(count, values):
+        ranks.sum(np.ctypeslib.as_array(values, (count,)))
 
     types = dict(_abi.Problem._fields_)
     try:
@@ -409,6 +412,10 @@ def _problem(model, begin, like, progress):
             )
             if progress:
                 problem.progress = types["progress"](call.outer(on_progress))
+            if ranks:
+                problem.rank, problem.ranks = ranks.rank, ranks.count
+                problem.sum = types["sum"](call.inner(on_sum))
+                problem.error = types["error"](call.reason)
             yield call, host.struct(call), problem
     finally:
         host.tensors.clear()
@@ -421,6 +428,7 @@ def distill(
     *,
     nfe: int | tuple[int, int] = 5,
     progress: bool | Callable[[dict], Any] = True,
+    ranks=None,
     **config,
 ) -> Distilled:
     """Distils schedules for `model`, by forward calls only.
@@ -442,6 +450,8 @@ def distill(
     sigma at that of x_T]; difference_step [0.02]; iterations [40],
     max_calls, max_seconds; checkpoint, a file from which a run that was killed resumes to the same result;
     made_for and seeds, which the schedules will say.
+
+    `ranks`: `lmsd.distributed.Ranks()`, where several processes share the run.
     """
     if not isinstance(nfe, int):
         config["nfe_from"], nfe = nfe
@@ -449,7 +459,7 @@ def distill(
     with contextlib.ExitStack() as stack:
         if progress is True:
             progress = stack.enter_context(ProgressBar())
-        call, host, problem = stack.enter_context(_problem(model, begin, like, progress))
+        call, host, problem = stack.enter_context(_problem(model, begin, like, progress, ranks))
         stack.callback(lib.lmsd_distilled_free, out)
         call.check(lib.lmsd_distill(_json({**config, "nfe": nfe}), host, problem, out))
         count = lib.lmsd_distilled_count(out)
@@ -458,15 +468,17 @@ def distill(
     return Distilled({schedule.nfe: schedule for schedule in found}, report)
 
 
-def compare(schedules: Sequence[Schedule], model: Callable, begin: Callable, like, **config) -> list[float]:
+def compare(
+    schedules: Sequence[Schedule], model: Callable, begin: Callable, like, *, ranks=None, **config
+) -> list[float]:
     """Mean Euclidean distances of the schedules' end points to the teacher's.
 
     Over `held_out` trajectories that no distillation sees (`begin` is asked for batches from 2**21). `model`,
-    `begin`, `like` and `config` as in `distill`.
+    `begin`, `like`, `ranks` and `config` as in `distill`.
     """
     count = len(schedules)
     handles = (c_void_p * count)(*(schedule._handle for schedule in schedules))
     distances = (c_double * count)()
-    with _problem(model, begin, like, None) as (call, host, problem):
+    with _problem(model, begin, like, None, ranks) as (call, host, problem):
         call.check(lib.lmsd_compare(_json(config), host, problem, count, handles, distances))
     return list(distances)

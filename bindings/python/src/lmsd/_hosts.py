@@ -44,6 +44,7 @@ class Call:
         self.delivering = False
         self.pending = None
         self.previous = None
+        self.said = b""
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -102,6 +103,14 @@ class Call:
                 return 1
 
         return trampoline
+
+    def reason(self, _user_data, text) -> int:
+        """Tells the library, and through it other ranks, of the exception that is kept here."""
+        if self.error is None:
+            return Status.OK
+        said = f"{type(self.error).__name__}: {self.error}".replace("\0", "?")
+        text[0] = self.said = said.encode(errors="replace")
+        return getattr(self.error, "status", Status.STOPPED)
 
     def check(self, status: int) -> None:
         """Raises the exception that a callback raised, or what the library says."""

@@ -10,6 +10,10 @@
 and, where the defaults do not fit, process ("ve"), sigma_min (0.002), sigma_max (80), sigma_end (0), made_for
 (a dict for the schedules to say: model, guidance_scale, ...) and seeds (a text that names its noise and
 conditions).
+
+Many GPUs: `torchrun --nproc-per-node N -m lmsd distill ...` shares the batches of one run among N processes,
+each with a GPU of its own as torch's current one (`problem()` makes its tensors on "cuda"), to the same
+schedules. --trajectories and --held-out should hold N batches or more.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -139,9 +144,38 @@ def solve(args) -> int:
 
 
 @contextlib.contextmanager
-def first_interrupt():
-    """A list that Ctrl-C puts something into, once: the second one kills."""
+def launched(args):
+    """What torchrun started this process with: `lmsd.distributed.Ranks`, else None. Rank 0 alone prints."""
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    from .distributed import launch
+
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(launch(args.timeout))
+        if ranks.rank > 0:
+            args.quiet = True
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        yield ranks
+
+
+@contextlib.contextmanager
+def first_interrupt(ranks=None):
+    """A list that Ctrl-C puts something into, once: the second one kills.
+
+    With torchrun none does, which hands a rank the signal that the terminal gave it already, and kills after
+    half a minute.
+    """
     hits = []
+    if ranks:
+        note = lambda number, _frame: hits.append(number)  # noqa: E731
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield hits
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return
 
     def handler(number, _frame):
         hits.append(number)
@@ -158,7 +192,13 @@ def first_interrupt():
 
 
 def distill(args) -> int:
+    with launched(args) as ranks:
+        return distil_on(args, ranks)
+
+
+def distil_on(args, ranks) -> int:
     problem, config = load_problem(args)
+    writes = ranks is None or ranks.rank == 0
     for name in ("sums", "order", "difference_step", "iterations", "max_calls", "max_seconds"):
         config[name] = getattr(args, name)
     out = Path(args.out)
@@ -166,7 +206,7 @@ def distill(args) -> int:
     checkpoint = Path(args.checkpoint or out / "checkpoint.jsonl")
     if checkpoint.exists():
         print(f"going on from {checkpoint}")
-    with first_interrupt() as hits, contextlib.ExitStack() as stack:
+    with first_interrupt(ranks) as hits, contextlib.ExitStack() as stack:
         bar = None if args.quiet else stack.enter_context(lmsd.ProgressBar())
 
         def progress(told):
@@ -182,16 +222,20 @@ def distill(args) -> int:
                 nfe=args.nfe,
                 progress=progress,
                 checkpoint=checkpoint.absolute(),
+                ranks=ranks,
                 **config,
             )
         except lmsd.Error as error:
             if not hits or error.status != lmsd.Status.STOPPED:
                 raise
-            print(
-                f"lmsd: stopped before the first result; the same command goes on from {checkpoint}",
-                file=sys.stderr,
-            )
+            if writes:
+                print(
+                    f"lmsd: stopped before the first result; the same command goes on from {checkpoint}",
+                    file=sys.stderr,
+                )
             return INTERRUPTED
+    if not writes:
+        return INTERRUPTED if distilled.report["stopped"] == "cancelled" else 0
     paths = distilled.save(out)
     rows = [["schedule", "NFE", "distance", "best handcrafted", "gain", "which"]]
     for path, schedule in zip(paths, distilled.schedules.values(), strict=True):
@@ -238,6 +282,11 @@ def show(args) -> int:
 
 
 def compare(args) -> int:
+    with launched(args) as ranks:
+        return compare_on(args, ranks)
+
+
+def compare_on(args, ranks) -> int:
     problem, config = load_problem(args)
     entries = {}  # (row, NFE) -> schedule; the files of one folder make a row
     for file in schedule_files(args.files):
@@ -262,14 +311,16 @@ def compare(args) -> int:
                         continue  # takes two calls a step: not every NFE
                     raise
                 entries[f"{solver}, {grid}", nfe] = schedule
-    distances = lmsd.compare(list(entries.values()), problem.model, problem.begin, problem.like, **config)
+    distances = lmsd.compare(
+        list(entries.values()), problem.model, problem.begin, problem.like, ranks=ranks, **config
+    )
     table = {}
     for (name, nfe), distance in zip(entries, distances, strict=True):
         table.setdefault(name, {})[nfe] = distance
     rows = [["mean distance to the teacher", *(f"{nfe} NFE" for nfe in sorted(nfes))]]
     rows += [[name, *(number(row.get(nfe)) for nfe in sorted(nfes))] for name, row in table.items()]
     print_table(rows)
-    if args.png:
+    if args.png and (ranks is None or ranks.rank == 0):
         from .plots import plot_distances
 
         save_figure(plot_distances(table), args.png)
@@ -341,6 +392,12 @@ def parser() -> argparse.ArgumentParser:
             "--held-out", type=int, help="held-out trajectories that decide what is kept (default 64)"
         )
         p.add_argument("--teacher-nfe", type=int, help="model calls of the teacher (default 100)")
+        p.add_argument(
+            "--timeout",
+            type=float,
+            default=1800,
+            help="with torchrun, seconds that ranks wait for one another (default %(default)s)",
+        )
 
     p = command(distill, "fit schedules to a model, by forward calls only", **raw)
     problem_options(p)
