@@ -1,6 +1,7 @@
 # Included by the Makefile, which runs in the root of the repository. Linux.
 #
 #   make install [PREFIX=/usr/local] [LIBDIR=] [INCLUDEDIR=] [DESTDIR=]   library, headers, pkg-config, CMake
+#   make install LMSD_GLIBC=                                              the same, for this machine alone
 #   make test-c                                                           all that is C and C++
 
 CARGO ?= cargo
@@ -11,11 +12,28 @@ INSTALL ?= install
 
 LMSD_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 LMSD_SONAME := liblmsd.so.0
-LMSD_SO := $(or $(CARGO_TARGET_DIR),target)/release/liblmsd.so
 
-$(LMSD_SO): $(shell find src -name '*.rs') build.rs Cargo.toml
+# The library runs with this glibc and all that came after it, by the headers and stubs that zig brings
+# (from PyPI). Empty: with this machine's and later ones, by cargo alone.
+LMSD_GLIBC ?= $(if $(filter Linux,$(shell uname -s)),2.28)
+RUST_HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+LMSD_TARGET := $(or $(CARGO_TARGET_DIR),target)
+ifeq ($(LMSD_GLIBC),)
+LMSD_SO := $(LMSD_TARGET)/release/liblmsd.so
+$(LMSD_SO):
 	$(CARGO) build --release --lib
 	@touch $@
+else
+LMSD_SO := $(LMSD_TARGET)/$(RUST_HOST)/release/liblmsd.so
+$(LMSD_SO): | $(VENV)/.zig
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CARGO) zigbuild --release --lib --target $(RUST_HOST).$(LMSD_GLIBC)
+	@touch $@
+endif
+$(LMSD_SO): $(shell find src -name '*.rs') build.rs Cargo.toml
+
+$(VENV)/.zig: | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check cargo-zigbuild==0.24.1 ziglang==0.17.1
+	touch $@
 
 fill = sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 	-e 's|@VERSION@|$(LMSD_VERSION)|' -e 's|@SONAME@|$(LMSD_SONAME)|' \

@@ -2,6 +2,7 @@
 #
 #   make torch         libtorch for the CPU: half a gigabyte from PyPI, in build/libtorch
 #   make test-torch    lints and tests the feature `torch`
+#   make torch-library liblmsd_torch_2_11, which liblmsd loads beside a libtorch 2.11
 #
 # Programs on a GPU need an installation of torch with all that it depends on: set LIBTORCH to its folder `torch`.
 
@@ -13,7 +14,7 @@ TORCH_LIBRARY := liblmsd_torch_2_11.so
 TORCH_SO := $(or $(CARGO_TARGET_DIR),target)/release/$(TORCH_LIBRARY)
 PACKAGE_TORCH_SO := bindings/python/src/lmsd/$(TORCH_LIBRARY)
 
-.PHONY: torch test-torch torch-library
+.PHONY: torch test-torch torch-library test-torch-versions test-torch-cpp
 
 torch: $(TORCH_BUILD)/torch/build-version
 
@@ -25,8 +26,9 @@ $(TORCH_BUILD)/torch/build-version: mk/torch.mk mk/libtorch.py | $(PY)
 	$(PY) mk/libtorch.py $(TORCH_BUILD)/wheels $(TORCH_BUILD)
 	rm -rf $(TORCH_BUILD)/wheels
 
-test-torch: $(if $(LIBTORCH),,torch)
+test-torch: $(if $(LIBTORCH),,torch) torch-library
 	$(CARGO) clippy --quiet --all-targets --features torch -- -D warnings
+	$(CARGO) clippy --quiet -p lmsd-torch-2-11 -- -D warnings
 	$(CARGO) test --quiet --features torch --test torch --test torch_memory
 
 # The library of tensors that liblmsd loads beside that very libtorch; the Python package here finds it.
@@ -37,3 +39,29 @@ $(PACKAGE_TORCH_SO): $(TORCH_SO)
 $(TORCH_SO): $(if $(LIBTORCH),,torch) $(shell find src bindings/torch/src -name '*.rs') build.rs Cargo.toml bindings/torch/Cargo.toml
 	$(CARGO) build --release -p lmsd-torch-2-11
 	@touch $@
+
+# Another version of torch, 5 GB, beside which the library must do no harm.
+OTHER_TORCH := build/torch-2.13
+OTHER_TORCH_GB := 12
+
+test-torch-versions: library torch-library venv-test
+	@free=$$(df --output=avail -BG . | tail -n 1 | tr -dc 0-9); \
+	if test -e $(OTHER_TORCH)/.here || test "$$free" -ge $(OTHER_TORCH_GB); then \
+		set -e -x; $(MAKE) --no-print-directory $(OTHER_TORCH)/.here; \
+		LMSD_OTHER_PYTHON=$(CURDIR)/$(OTHER_TORCH)/bin/python $(PY) -m pytest -q -rs tests/torch_versions; \
+	else echo "SKIPPED: torch 2.13 needs $(OTHER_TORCH_GB) GB of disk, there are $$free; only 2.11 is tested"; \
+		$(PY) -m pytest -q -rs tests/torch_versions; fi
+
+$(OTHER_TORCH)/.here: | $(PY)
+	$(PYTHON) -m venv $(OTHER_TORCH)
+	$(OTHER_TORCH)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 numpy==2.4.6 tqdm==4.70.1
+	touch $@
+
+# A C++ program that links libtorch itself. Not by libtorch's own CMake package, which asks for a CUDA toolkit.
+TORCH_HOME = $(abspath $(or $(LIBTORCH),$(TORCH_BUILD)/torch))
+test-torch-cpp: test-c-install torch-library test-c-cmake
+	PATH="$(CURDIR)/$(C_TOOLS)/bin:$$PATH"; ! command -v cmake > /dev/null || { set -e -x; \
+		cmake -S examples/libtorch -B $(C_BUILD)/libtorch -DCMAKE_PREFIX_PATH=$(C_PREFIX) -DLIBTORCH=$(TORCH_HOME) \
+			> $(C_BUILD)/libtorch.log; \
+		cmake --build $(C_BUILD)/libtorch >> $(C_BUILD)/libtorch.log; \
+		$(C_BUILD)/libtorch/sample --library $(TORCH_SO); }

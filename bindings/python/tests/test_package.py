@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import lmsd
@@ -92,20 +93,43 @@ def test_pictures(tmp_path):
     figure.savefig(tmp_path / "b.svg")
 
 
+def run(*command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_needs(library):
+    """Refuses a library that asks for more than an old system has, or says where to look for it."""
+    dynamic = run("readelf", "--dynamic", "--wide", library)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+?)\]", dynamic))
+    system = r"(libc|libm|libdl|libpthread|libgcc_s|ld-linux-x86-64|ld-linux-aarch64)\.so\.\d"
+    assert needed and all(re.fullmatch(system, name) for name in needed), needed
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+    asked = re.findall(r"GLIBC_(\d+)\.(\d+)", run("readelf", "--version-info", "--wide", library))
+    assert asked and max((int(major), int(minor)) for major, minor in asked) <= (2, 28)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF is Linux's")
+def test_the_library_needs_no_more_than_an_old_system_has():
+    check_needs(Path(os.environ.get("LMSD_LIBRARY") or Path(lmsd.__file__).with_name("liblmsd.so")))
+
+
 @pytest.mark.slow
 def test_the_wheel_works_in_a_fresh_environment(tmp_path):
     from lmsd import _abi
-
-    def run(*command, **options):
-        done = subprocess.run(command, capture_output=True, text=True, **options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LMSD_LIBRARY")}
     built = {**environment, "LMSD_LIBRARY": _abi.lib._name}
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT, env=built)
     (wheel,) = tmp_path.glob("lmsd-*.whl")
     assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
+    if sys.platform == "linux":
+        assert "manylinux_2_28" in wheel.name
+        with zipfile.ZipFile(wheel) as archive:
+            libraries = [name for name in archive.namelist() if ".so" in name]
+            assert libraries == ["lmsd/liblmsd.so"]
+            check_needs(archive.extract(libraries[0], tmp_path))
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     fresh = tmp_path / "venv" / "bin"
     run(fresh / "python", "-m", "pip", "install", "--quiet", wheel, env=environment)
