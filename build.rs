@@ -1,5 +1,6 @@
 //! Names the shared library as a packaged one is named: programs that link it ask for liblmsd.so.0.
-//! With the feature `torch`, lets the tests find libtorch where they were built with it.
+//! With the feature `torch`, lets tests and benchmarks find libtorch where they were built with it;
+//! what ships has no rpath.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -10,6 +11,8 @@ fn main() {
     }
     // Set by torch-sys. Packages that depend on this one set their own.
     if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
-        println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
+        for target in ["tests", "benches", "examples"] {
+            println!("cargo::rustc-link-arg-{target}=-Wl,-rpath,{folder}");
+        }
     }
 }
