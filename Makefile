@@ -24,6 +24,7 @@ help:
 	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; likewise"
 	@echo "make torch           libtorch for the Rust feature 'torch'; make test-torch tests it"
 	@echo "make torch-library   the library of tensors that liblmsd takes beside torch 2.11"
+	@echo "make tool            the program lmsd, for TorchScript models; no Python"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
@@ -62,7 +63,7 @@ $(VENV)/.test: tests/requirements.txt tests/requirements-no-deps.txt $(VENV)/.de
 demo: library venv
 	$(PY) examples/digits/demo.py --out out/demo
 
-test: lint test-rust test-c test-torch test-torch-cpp test-torch-versions test-python
+test: lint test-rust test-c test-torch test-torch-cpp test-torch-versions test-tool test-python
 	@echo "all tests passed"
 
 lint: venv-test

@@ -14,7 +14,7 @@ TORCH_LIBRARY := liblmsd_torch_2_11.so
 TORCH_SO := $(or $(CARGO_TARGET_DIR),target)/release/$(TORCH_LIBRARY)
 PACKAGE_TORCH_SO := bindings/python/src/lmsd/$(TORCH_LIBRARY)
 
-.PHONY: torch test-torch torch-library test-torch-versions test-torch-cpp
+.PHONY: torch test-torch torch-library test-torch-versions test-torch-cpp tool test-tool
 
 torch: $(TORCH_BUILD)/torch/build-version
 
@@ -65,3 +65,15 @@ test-torch-cpp: test-c-install torch-library test-c-cmake
 			> $(C_BUILD)/libtorch.log; \
 		cmake --build $(C_BUILD)/libtorch >> $(C_BUILD)/libtorch.log; \
 		$(C_BUILD)/libtorch/sample --library $(TORCH_SO); }
+
+# The program for TorchScript models. It looks for libtorch where the system does: LD_LIBRARY_PATH, say.
+TOOL := $(or $(CARGO_TARGET_DIR),target)/release/lmsd
+tool: $(TOOL)
+$(TOOL): $(if $(LIBTORCH),,torch) $(shell find src -name '*.rs') build.rs Cargo.toml
+	$(CARGO) build --release --features tool --bin lmsd
+	@touch $@
+	@echo "LD_LIBRARY_PATH=$(TORCH_HOME)/lib $@ --help"
+
+test-tool: tool library venv-test
+	$(CARGO) clippy --quiet --features tool --bin lmsd -- -D warnings
+	LMSD_TOOL=$(abspath $(TOOL)) LMSD_TOOL_LIBTORCH=$(TORCH_HOME)/lib $(PY) -m pytest -q tests/tool
