@@ -356,7 +356,9 @@ impl From<TchError> for Error {
             other => other.to_string(),
         };
         // A backtrace follows. In TorchScript the reason comes last, after the place.
-        let reason = text.lines().find_map(|line| line.strip_prefix("RuntimeError: "));
+        let kind = |prefix: &str| prefix.ends_with("Error") && !prefix.contains(' ');
+        let reason = text.lines().find_map(|line| line.split_once(": ").filter(|(prefix, _)| kind(prefix)));
+        let reason = reason.map(|(_, reason)| reason);
         let line = reason.or(text.lines().next()).unwrap_or_default();
         let memory = ["out of memory", "can't allocate memory", "not enough memory"];
         let out_of_memory = memory.iter().any(|words| line.contains(words));

@@ -1,4 +1,4 @@
-"""The digits network as a TorchScript file, for programs without Python: forward(x, sigma, class) -> denoised.
+"""The digits network as a TorchScript file: forward(x, sigma, class) -> denoised.
 
     python torchscript.py digits.pt
     lmsd distill --model digits.pt --classes 10 --guidance 3 --shape 1,8,8 --sigma-min 0.002 --sigma-max 80 \\
