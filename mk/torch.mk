@@ -14,7 +14,8 @@ TORCH_LIBRARY := liblmsd_torch_2_11.so
 TORCH_SO := $(or $(CARGO_TARGET_DIR),target)/release/$(TORCH_LIBRARY)
 PACKAGE_TORCH_SO := bindings/python/src/lmsd/$(TORCH_LIBRARY)
 
-.PHONY: torch test-torch torch-library test-torch-versions test-torch-cpp tool test-tool
+.PHONY: torch test-torch torch-library test-torch-versions test-torch-cpp tool test-tool \
+	bench-torch bench-gpu bench-gpu-pack
 
 torch: $(TORCH_BUILD)/torch/build-version
 
@@ -77,3 +78,27 @@ $(TOOL): $(if $(LIBTORCH),,torch) $(shell find src -name '*.rs') build.rs Cargo.
 test-tool: tool library venv-test
 	$(CARGO) clippy --quiet --features tool --bin lmsd -- -D warnings
 	LMSD_TOOL=$(abspath $(TOOL)) LMSD_TOOL_LIBTORCH=$(TORCH_HOME)/lib $(PY) -m pytest -q tests/tool
+
+bench-torch: $(if $(LIBTORCH),,torch)
+	$(CARGO) bench --features torch --bench torch -- $(BENCH_TORCH)
+
+# For a machine with a GPU, torch 2.11 and no network: all that it needs in one file, 64 MiB at most. There:
+# make bench-gpu, with the file where it was made, or tar xf it and python3 bench-gpu-pack/run.py.
+PACK := build/bench-gpu-pack
+bench-gpu-pack: $(PACK).tar.gz
+$(PACK).tar.gz: $(TOOL) benches/torch.rs benches/gpu/run.py
+	rm -rf $(PACK) && mkdir -p $(PACK)
+	bench=$$($(CARGO) bench --features torch --bench torch --no-run --message-format json | \
+		sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1) && cp "$$bench" $(PACK)/torch
+	cp $(TOOL) benches/gpu/run.py $(PACK)
+	strip $(PACK)/torch $(PACK)/lmsd
+	tar -C $(dir $(PACK)) -czf $@ $(notdir $(PACK))
+	@size=$$(stat -c %s $@); test $$size -le 67108864 || { rm $@; echo "$@ has $$size bytes, more than 64 MiB"; exit 1; }
+	@ls -lh $@
+
+GPU_PYTHON ?= python3
+GPU_DEVICE ?= cuda
+bench-gpu:
+	test -e $(PACK).tar.gz || $(MAKE) --no-print-directory bench-gpu-pack
+	test -e $(PACK)/run.py || tar -C $(dir $(PACK)) -xzf $(PACK).tar.gz
+	$(GPU_PYTHON) $(PACK)/run.py --device $(GPU_DEVICE) --out out/bench-gpu $(BENCH_GPU)

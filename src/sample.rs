@@ -47,9 +47,11 @@ pub struct Sampler<'a, B: Tensors> {
 impl<'a, B: Tensors> Sampler<'a, B> {
     /// A run from `x_t`, whose noise level is `schedule.sigma_start()`. `x_t` is only read.
     pub fn new(tensors: B, schedule: Cow<'a, Schedule>, x_t: &B::Tensor) -> Result<Self> {
-        let mut x = tensors.alloc(x_t)?;
+        let mut spare = tensors.alloc_many(x_t, 2 + most_kept(&schedule))?;
+        spare.reverse(); // the first are taken first, so that what is combined lies side by side
+        let mut x = spare.pop().expect("two tensors or more");
         tensors.lincomb(&mut x, &[(schedule.sigma(0) / schedule.sigma_start(), x_t)])?;
-        Ok(Self { tensors, schedule, earlier: &[], history: vec![], spare: vec![], x, index: 0, check: true })
+        Ok(Self { tensors, schedule, earlier: &[], history: vec![], spare, x, index: 0, check: true })
     }
 
     /// A run that goes on where another's predictions D_0, ..., D_k (`earlier`) end, from its state
@@ -157,9 +159,7 @@ impl<'a, B: Tensors> Sampler<'a, B> {
 
     /// Frees the predictions that lie before every later row.
     fn give_up(&mut self) {
-        let nodes = self.schedule.nodes();
-        let oldest = (self.index..nodes.len()).map(|m| m + 1 - nodes[m].weights.len()).min();
-        let oldest = oldest.unwrap_or(self.index).min(self.index);
+        let oldest = oldest_needed(&self.schedule, self.index);
         for slot in self.history.iter_mut().take(oldest.saturating_sub(self.earlier.len())) {
             self.spare.extend(slot.take());
         }
@@ -205,6 +205,18 @@ impl<'a, B: Tensors> Sampler<'a, B> {
     }
 }
 
+/// The oldest node whose prediction the row of node `index`, or a later one, needs.
+fn oldest_needed(schedule: &Schedule, index: usize) -> usize {
+    let nodes = schedule.nodes();
+    let oldest = (index..nodes.len()).map(|m| m + 1 - nodes[m].weights.len()).min();
+    oldest.unwrap_or(index).min(index)
+}
+
+/// Most predictions that a run keeps at a time.
+fn most_kept(schedule: &Schedule) -> usize {
+    (0..schedule.nfe()).map(|n| n + 1 - oldest_needed(schedule, n)).max().unwrap_or(0)
+}
+
 /// The end point of `schedule` from `x_t` (noise level `schedule.sigma_start()`).
 /// `model(x, sigma, denoised)` writes its prediction of x0, guidance included.
 pub fn sample<B: Tensors>(
@@ -223,6 +235,10 @@ impl<B: Tensors> Tensors for &B {
 
     fn alloc(&self, like: &B::Tensor) -> Result<B::Tensor> {
         (**self).alloc(like)
+    }
+
+    fn alloc_many(&self, like: &B::Tensor, count: usize) -> Result<Vec<B::Tensor>> {
+        (**self).alloc_many(like, count)
     }
 
     fn lincomb(&self, out: &mut B::Tensor, terms: &[(f64, &B::Tensor)]) -> Result<()> {

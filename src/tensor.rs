@@ -20,6 +20,12 @@ pub trait Tensors {
     /// A new tensor of the shape, dtype and device of `like`; its contents are unspecified.
     fn alloc(&self, like: &Self::Tensor) -> Result<Self::Tensor>;
 
+    /// Tensors that will be combined with one another, as by [`Tensors::alloc`]; side by side in memory
+    /// where that helps.
+    fn alloc_many(&self, like: &Self::Tensor, count: usize) -> Result<Vec<Self::Tensor>> {
+        (0..count).map(|_| self.alloc(like)).collect()
+    }
+
     /// `out = sum_i terms[i].0 * terms[i].1`, element by element, accumulated in float32 at least.
     /// No term is `out`. A term with factor 0 counts as absent, even if it is not finite.
     fn lincomb(&self, out: &mut Self::Tensor, terms: &[(f64, &Self::Tensor)]) -> Result<()>;

@@ -169,6 +169,49 @@ impl Torch {
         start..start + (last as usize + 1) * self.dtype.size()
     }
 
+    /// `out` from terms that are in runs of equal distances in memory: a product for each run. `bytes`:
+    /// from the first of `out` to its last.
+    fn products(&self, out: &Tensor, mut terms: Vec<(f64, &Tensor)>, bytes: usize) -> Result<()> {
+        let (kind, strides, n) = (out.f_kind()?, out.stride(), out.numel() as i64);
+        let dense = bytes == out.numel() * self.dtype.size();
+        let address = |term: &Tensor| term.data_ptr().addr();
+        terms.sort_by_key(|(_, term)| address(term));
+        let mut rest = terms.as_slice();
+        let mut first = true;
+        while let Some((factor, term)) = rest.first() {
+            let count = if dense { run_length(rest, &strides, bytes, self.dtype.size()) } else { 1 };
+            let (run, others) = rest.split_at(count);
+            rest = others;
+            if count == 1 {
+                let factor = self.factor(*factor, kind)?;
+                let _same = if first {
+                    term.f_mul_out(out, &factor)?
+                } else {
+                    out.shallow_clone().f_addcmul_(term, &factor)?
+                };
+            } else {
+                let distance = ((address(run[1].1) - address(run[0].1)) / self.dtype.size()) as i64;
+                // SAFETY: the memory of the terms, which live longer, and of `out`, as flat as it is; `lincomb`
+                // has found that they do not overlap.
+                let (matrix, flat) = unsafe {
+                    let data = term.data_ptr().cast::<u8>();
+                    (
+                        Tensor::f_from_blob(data, &[n, count as i64], &[1, distance], kind, self.device)?,
+                        Tensor::f_from_blob(out.data_ptr().cast(), &[n], &[1], kind, self.device)?,
+                    )
+                };
+                let factors =
+                    run.iter().map(|(factor, _)| self.factor(*factor, kind)).collect::<Result<Vec<_>>>()?;
+                let factors = Tensor::f_stack(&factors, 0)?;
+                let mut flat = flat;
+                let _same =
+                    if first { matrix.f_mv_out(&flat, &factors)? } else { flat.f_addmv_(&matrix, &factors)? };
+            }
+            first = false;
+        }
+        Ok(())
+    }
+
     /// A factor as libtorch multiplies by it: without a copy from the host, which would wait for the
     /// device.
     fn factor(&self, factor: f64, kind: Kind) -> Result<Tensor> {
@@ -185,8 +228,19 @@ impl Tensors for Torch {
         Ok(like.f_empty_like()?)
     }
 
-    /// One operation a term, in place; half precision in a float32 tensor of its own. Refuses terms
-    /// that differ from `out` in shape, or overlap its memory.
+    /// Parts of one buffer, which combinations of them read as one matrix.
+    fn alloc_many(&self, like: &Tensor, count: usize) -> Result<Vec<Tensor>> {
+        let _no_grad = tch::no_grad_guard();
+        let shape = self.shape(like, || "the tensor to be like".into())?;
+        let strides = like.f_empty_like()?.stride();
+        let n: i64 = shape.iter().product();
+        let buffer = Tensor::f_empty([n * count as i64], (self.dtype.into(), self.device))?;
+        (0..count as i64).map(|i| Ok(buffer.f_as_strided(&shape, &strides, i * n)?)).collect()
+    }
+
+    /// One matrix-vector product for terms that lie side by side, as those of [`Tensors::alloc_many`] do;
+    /// one operation in place for each other term; half precision in a float32 tensor of its own. Refuses
+    /// terms that differ from `out` in shape, or overlap its memory.
     fn lincomb(&self, out: &mut Tensor, terms: &[(f64, &Tensor)]) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let shape = self.shape(out, || "the output".into())?;
@@ -207,14 +261,18 @@ impl Tensors for Torch {
             // A model's own tensor, once: the graph it came from would live on in what is written now.
             *out = out.f_detach()?;
         }
-        let mut terms = terms.iter().filter(|(factor, _)| *factor != 0.0);
+        let terms: Vec<(f64, &Tensor)> = terms.iter().copied().filter(|(factor, _)| *factor != 0.0).collect();
+        let half = matches!(self.dtype, Dtype::F16 | Dtype::Bf16);
+        if !half && terms.len() > 1 && self.device != Device::Mps {
+            return self.products(out, terms, written.len());
+        }
+        let mut terms = terms.iter();
         let Some((factor, first)) = terms.next() else {
             let _same = out.f_zero_()?;
             return Ok(());
         };
         let wide = if self.dtype == Dtype::F64 { Kind::Double } else { Kind::Float };
         let factor = self.factor(*factor, wide)?;
-        let half = matches!(self.dtype, Dtype::F16 | Dtype::Bf16);
         let mut sum =
             if half { first.f_to_kind(wide)?.f_mul_(&factor)? } else { first.f_mul_out(out, &factor)? };
         for (factor, term) in terms {
@@ -288,6 +346,22 @@ impl From<Dtype> for Kind {
             Dtype::Bf16 => Kind::BFloat16,
         }
     }
+}
+
+/// How many of the first terms, which are sorted by address, follow one another at equal distances, whole
+/// elements and a tensor's length or more, and are laid out as the output is.
+fn run_length(terms: &[(f64, &Tensor)], strides: &[i64], bytes: usize, size: usize) -> usize {
+    let address = |i: usize| terms[i].1.data_ptr().addr();
+    let fits = |i: usize| terms[i].1.stride() == strides;
+    if terms.len() < 2 || !fits(0) {
+        return 1;
+    }
+    let distance = address(1) - address(0);
+    if distance < bytes || distance % size != 0 {
+        return 1;
+    }
+    let more = (1..terms.len()).take_while(|&i| fits(i) && address(i) - address(i - 1) == distance).count();
+    1 + more
 }
 
 fn dtype_of(kind: Kind) -> Option<Dtype> {

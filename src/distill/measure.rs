@@ -258,10 +258,14 @@ impl<'a, B: Tensors> Bench<'a, B> {
         let tensors = self.tensors;
         let x_t = self.prepare(index)?;
         let (mut states, mut predictions) = (Vec::new(), Vec::new());
+        // Side by side, as they are combined; in the order of their use.
+        let mut slots = tensors.alloc_many(&x_t, schedule.nfe())?.into_iter();
         let mut start = Sampler::new(tensors, Cow::Borrowed(schedule), &x_t)?.unchecked();
         start.run(&mut |x, sigma, denoised| self.call(x, sigma, denoised), &mut |step| {
             states.push(copy(tensors, step.x)?);
-            predictions.push(copy(tensors, step.denoised)?);
+            let mut kept = slots.next().expect("a slot for each node");
+            tensors.lincomb(&mut kept, &[(1.0, step.denoised)])?;
+            predictions.push(kept);
             Ok(())
         })?;
         let end = start.into_state();
