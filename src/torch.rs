@@ -30,6 +30,9 @@ pub use tch;
 
 /// DLPack's numbers for the memory of CUDA and ROCm; libtorch calls both CUDA.
 const DEVICES_CUDA: [i32; 2] = [2, 10];
+/// Bytes in a tensor from which on products gain a tenth on the CPU; below, a chain of operations sums in the
+/// order of the terms, as the built-in tensors do.
+const LEAST_FOR_PRODUCTS_CPU: usize = 1 << 20;
 /// Most elements that an inner product widens at a time: 8 MiB of float64 on the CPU, whose caches and
 /// allocator like small blocks better; 64 MiB on devices, where an operation costs more.
 const GRAM_BLOCK_CPU: i64 = 1 << 20;
@@ -263,7 +266,8 @@ impl Tensors for Torch {
         }
         let terms: Vec<(f64, &Tensor)> = terms.iter().copied().filter(|(factor, _)| *factor != 0.0).collect();
         let half = matches!(self.dtype, Dtype::F16 | Dtype::Bf16);
-        if !half && terms.len() > 1 && self.device != Device::Mps {
+        let small = self.device == Device::Cpu && written.len() < LEAST_FOR_PRODUCTS_CPU;
+        if !half && terms.len() > 1 && self.device != Device::Mps && !small {
             return self.products(out, terms, written.len());
         }
         let mut terms = terms.iter();

@@ -346,6 +346,52 @@ impl Problem<CpuTensor> for Mixture {
 }
 
 #[test]
+fn tensors_side_by_side_are_combined_as_any_others() {
+    let factors = [0.7, -1.3, 2.5, -0.01, 1.0, 1e-3, -4.0];
+    let shape = [2, 4, 256, 300]; // above what the CPU makes products for
+    for (device, dtype) in devices().into_iter().flat_map(|d| DTYPES.map(|dtype| (d, dtype))) {
+        let torch = Torch::new(device, dtype.into()).unwrap();
+        let inputs: Vec<_> = (0..factors.len() as u64).map(|seed| cpu_tensor(dtype, &shape, seed)).collect();
+        for layout in ["row-major", "channels last"] {
+            let mut like = copy_to(device, &inputs[0]);
+            if layout == "channels last" {
+                like = like.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+            }
+            let mut slots = torch.alloc_many(&like, factors.len() + 2).unwrap();
+            let bytes = like.numel() * dtype.size();
+            for (i, slot) in slots.iter().enumerate() {
+                assert_eq!(slot.data_ptr().addr(), slots[0].data_ptr().addr() + i * bytes, "one buffer");
+                assert_eq!((slot.size(), slot.stride()), (like.size(), like.stride()));
+            }
+            // The output lies among the terms, and so does a slot of NaN that counts for nothing.
+            let mut out = slots.remove(2);
+            let _same = out.fill_(f64::NAN);
+            let mut unused = slots.remove(4);
+            let _same = unused.fill_(f64::NAN);
+            for (slot, input) in slots.iter_mut().zip(&inputs) {
+                slot.copy_(&copy_to(device, input));
+            }
+            for order in [[0, 1, 2, 3, 4, 5, 6], [6, 2, 0, 5, 1, 4, 3]] {
+                let mut terms: Vec<_> = order.iter().map(|&i| (factors[i], &slots[i])).collect();
+                terms.insert(3, (0.0, &unused));
+                torch.lincomb(&mut out, &terms).unwrap();
+                let mut want = vec![0.0; out.numel()];
+                for (factor, input) in factors.iter().zip(&inputs) {
+                    want.iter_mut().zip(input.to_f64()).for_each(|(sum, value)| *sum += factor * value);
+                }
+                let bound = 50.0 * rounding(dtype).max(rounding(Dtype::F64));
+                for (got, want) in values(&out).into_iter().zip(want) {
+                    assert!((got - want).abs() <= bound, "{device:?} {dtype} {layout}: {got}, not {want}");
+                }
+            }
+            let error =
+                torch.lincomb(&mut out, &[(1.0, &slots[0]), (1.0, &out.shallow_clone())]).unwrap_err();
+            assert!(error.message.contains("overlaps the output"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn sampling_ends_where_the_built_in_backend_does() {
     for (device, dtype) in devices().into_iter().flat_map(|d| [(d, Dtype::F32), (d, Dtype::F64)]) {
         let mut mixture = Mixture::new(device, dtype.into());
@@ -358,8 +404,11 @@ fn sampling_ends_where_the_built_in_backend_does() {
             let torch = Torch::like(&start).unwrap();
             let got = sample(torch, &schedule, &start, |x, sigma, d| mixture.denoise(x, sigma, d)).unwrap();
             assert_eq!(values(&start), x_t.to_f64(), "x_T is only read");
+            // A device sums in another order, and states of 80 are rounded to 4e-6.
+            let scale = if device != Device::Cpu && dtype == Dtype::F32 { 80.0 } else { 1.0 };
             for (got, want) in values(&got).into_iter().zip(want.to_f64()) {
-                assert!((got - want).abs() <= 1e-6, "{device:?} {dtype} {solver}: {got}, not {want}");
+                let bound = 1e-6 * scale;
+                assert!((got - want).abs() <= bound, "{device:?} {dtype} {solver}: {got}, not {want}");
             }
         }
     }

@@ -1,4 +1,4 @@
-"""What lmsd does on a GPU, in one go, on a machine without network: needs torch 2.11 and this folder, packed by
+"""What lmsd does on a GPU, on a machine without network: needs torch 2.11 and this folder, packed by
 `make bench-gpu-pack` (programs built elsewhere; they use the libtorch of the Python that runs this).
 
     python3 run.py [--device cuda] [--seconds 120] [--out results]
@@ -162,12 +162,12 @@ def distil(args, model):
     return {"schedules": found, "seconds": report["seconds"], "compared": compared}
 
 
-def table(results):
-    """Rows (what, figure, bar, verdict) as Markdown."""
-    rows = [("what", "figure", "bar", ""), ("---", "---", "---", "---")]
+def table(results, gpu):
+    """Figures as Markdown. Bars are for a GPU: the memory of a CPU is as slow for a copy as for a network."""
+    rows = [("what", "figure", "bar of a GPU", ""), ("---", "---", "---", "---")]
 
     def row(what, value, bar=None, met=None, form="{:.2f}"):
-        verdict = "" if met is None else "met" if met else "MISSED"
+        verdict = "" if met is None or not gpu else "met" if met else "MISSED"
         rows.append((what, form.format(value), "" if bar is None else bar, verdict))
 
     speed = results["tensors"]
@@ -214,10 +214,10 @@ def main():
     results = {"device": name, "torch": torch.__version__, "tensors": tensors, "training": training}
     results["unet"] = distil(args, args.out / "unet.pt")
     (args.out / "bench-gpu.json").write_text(json.dumps(results, indent=1))
-    text = f"{name}, torch {torch.__version__}\n\n{table(results)}"
+    text = f"{name}, torch {torch.__version__}\n\n{table(results, gpu)}"
     (args.out / "bench-gpu.md").write_text(text)
     print("\n" + text)
-    return 0 if "MISSED" not in text or not gpu else 1
+    return 1 if "MISSED" in text else 0
 
 
 if __name__ == "__main__":
