@@ -384,8 +384,8 @@ fn tensors_side_by_side_are_combined_as_any_others() {
                     assert!((got - want).abs() <= bound, "{device:?} {dtype} {layout}: {got}, not {want}");
                 }
             }
-            let error =
-                torch.lincomb(&mut out, &[(1.0, &slots[0]), (1.0, &out.shallow_clone())]).unwrap_err();
+            let same = out.shallow_clone();
+            let error = torch.lincomb(&mut out, &[(1.0, &slots[0]), (1.0, &same)]).unwrap_err();
             assert!(error.message.contains("overlaps the output"), "{error}");
         }
     }
