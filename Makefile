@@ -32,6 +32,7 @@ help:
 	@echo "                     make bench-gpu-pack makes the file to carry there; GPU_DEVICE=cpu GPU_PYTHON="
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
 	@echo "make wheel           the Python wheel, in bindings/python/dist"
+	@echo "make wheel-torch     that of liblmsd_torch_2_11"
 	@echo "make clean           removes what was built, the virtual environment too"
 
 include mk/install.mk

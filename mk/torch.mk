@@ -15,7 +15,7 @@ TORCH_SO := $(or $(CARGO_TARGET_DIR),target)/release/$(TORCH_LIBRARY)
 PACKAGE_TORCH_SO := bindings/python/src/lmsd/$(TORCH_LIBRARY)
 
 .PHONY: torch test-torch torch-library test-torch-versions test-torch-cpp tool test-tool \
-	bench-torch bench-gpu bench-gpu-pack
+	bench-torch bench-gpu bench-gpu-pack wheel-torch
 
 torch: $(TORCH_BUILD)/torch/build-version
 
@@ -102,3 +102,8 @@ bench-gpu:
 	test -e $(PACK).tar.gz || $(MAKE) --no-print-directory bench-gpu-pack
 	test -e $(PACK)/run.py || tar -C $(dir $(PACK)) -xzf $(PACK).tar.gz
 	$(GPU_PYTHON) $(PACK)/run.py --device $(GPU_DEVICE) --out out/bench-gpu $(BENCH_GPU)
+
+# That library as a wheel of its own, for this machine's glibc and later ones; lmsd's own wheel goes without.
+wheel-torch: torch-library
+	$(PIP) build
+	LMSD_TORCH_LIBRARY=$(abspath $(TORCH_SO)) $(PY) -m build --wheel --outdir bindings/python/dist bindings/torch
