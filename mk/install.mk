@@ -50,7 +50,7 @@ define install_files
 	@$(fill) cmake/lmsdConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/lmsd/lmsdConfigVersion.cmake
 endef
 
-.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake
+.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
 install: $(LMSD_SO)
 	$(install_files)
@@ -65,7 +65,7 @@ C_LIBS := -llmsd -lm -pthread
 C_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TOOLS := build/tools
 
-test-c: test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake
+test-c: test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
 test-c-install: PREFIX := $(C_PREFIX)
 test-c-install: LIBDIR := $(C_PREFIX)/lib
@@ -125,3 +125,13 @@ test-c-cmake: test-c-abi
 		cmake -S examples/cpp -B $(C_BUILD)/cmake -DCMAKE_PREFIX_PATH=$(C_PREFIX) > $(C_BUILD)/cmake.log; \
 		cmake --build $(C_BUILD)/cmake >> $(C_BUILD)/cmake.log; \
 		$(C_BUILD)/cmake/twelve_lines | diff $(C_BUILD)/twelve_lines.out -; }
+
+# One rank and two must find the same schedule. Not got here: MPI is for those who have it.
+test-c-mpi: test-c-install
+	@command -v mpicc > /dev/null || echo "SKIPPED: mpicc is not here; install MPI for the test of its example"
+	@! command -v mpicc > /dev/null || { set -e -x; \
+		mpicc -std=c11 -O1 $(C_WARNINGS) $(C_LMSD) examples/c/ranks_mpi.c $(C_LIBS) -o $(C_BUILD)/ranks_mpi; \
+		export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; \
+		$(C_BUILD)/ranks_mpi | grep -v seconds > $(C_BUILD)/ranks_mpi.one; \
+		mpirun -n 2 $$(! mpirun --version | grep -q Open || echo --oversubscribe) $(C_BUILD)/ranks_mpi | \
+			grep -v seconds | diff $(C_BUILD)/ranks_mpi.one -; }

@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include <dlfcn.h>
+
 #include <torch/script.h>
 
 #include <lmsd.hpp>
@@ -69,6 +71,8 @@ struct Model {
 };
 
 static void run(const char *library, const char *model_path) {
+    // Nothing here calls into libtorch's CUDA library, so the linker leaves it out.
+    dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
     const lmsd_host *host = nullptr;
     if (lmsd_torch_host(library, &host) != LMSD_STATUS_OK) throw std::runtime_error(lmsd_last_error());
 
