@@ -221,20 +221,23 @@ fn overhead(device: Device, shape: &[i64], calls: u64) -> Result<Value> {
     let made = network.calls;
     let after = network.seconds_in_a_row(100)?;
     let call = 0.5 * (before + after);
+    let whole = seconds / (call * made as f64) - 1.0;
     // On the CPU a callback returns when it is done, so the run's own clock says it without that detour.
     let outside = match device {
         Device::Cpu => 1.0 - found.callback_seconds / found.seconds,
         _ => 1.0 - call * made as f64 / seconds,
     };
     println!(
-        "{shape:?}: {made} calls of {:.2} ms ({:.2} before, {:.2} after) in {seconds:.2} s: {:.1} % outside the model",
+        "{shape:?}: {made} calls of {:.2} ms ({:.2} before, {:.2} after) in {seconds:.2} s: {:.1} % outside the model, \
+         {:+.1} % to the calls alone",
         call * 1e3,
         before * 1e3,
         after * 1e3,
-        outside * 100.0
+        outside * 100.0,
+        whole * 100.0
     );
     Ok(json!({"shape": shape, "calls": made, "call_ms": call * 1e3, "call_ms_before": before * 1e3,
-              "call_ms_after": after * 1e3, "seconds": seconds, "outside": outside}))
+              "call_ms_after": after * 1e3, "seconds": seconds, "outside": outside, "whole_run": whole}))
 }
 
 fn main() -> Result<()> {
