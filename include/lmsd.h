@@ -207,6 +207,12 @@ typedef struct lmsd_host {
    * call then ends with these. May be NULL.
    */
   int (*error)(void *user_data, const char **text);
+  /**
+   * Writes `count` new tensors, each as `alloc` makes one, to `outs[0]`, `outs[1]`, ..., or none where it
+   * fails. They will be combined with one another, in this order, so best lie side by side in memory.
+   * `release` gets each of them. May be NULL: then `alloc` makes them one by one.
+   */
+  int (*alloc_many)(void *user_data, const void *like, size_t count, void **outs);
 } lmsd_host;
 
 /**

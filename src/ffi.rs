@@ -737,8 +737,8 @@ impl HostProblem {
     /// `problem` is NULL or valid.
     unsafe fn new(problem: *const LmsdProblem) -> Result<HostProblem> {
         // SAFETY: the caller's promise; a size of the first version ends before `rank`.
-        let problem =
-            unsafe { read_sized(problem, "problem", "lmsd_problem", offset_of!(LmsdProblem, rank)) }?;
+        let older = [offset_of!(LmsdProblem, rank)];
+        let problem = unsafe { read_sized(problem, "problem", "lmsd_problem", &older) }?;
         if problem.ranks > 1 && problem.sum.is_none() {
             return Err(Error::argument(format!(
                 "problem->ranks is {} but problem->sum is NULL; ranks need a sum over all of them",

@@ -55,6 +55,17 @@ pub struct LmsdHost {
     /// `lmsd_status` and writes one sentence to `*text`, valid until the next such function fails. The
     /// call then ends with these. May be NULL.
     pub error: Option<unsafe extern "C" fn(user_data: *mut c_void, text: *mut *const c_char) -> c_int>,
+    /// Writes `count` new tensors, each as `alloc` makes one, to `outs[0]`, `outs[1]`, ..., or none where it
+    /// fails. They will be combined with one another, in this order, so best lie side by side in memory.
+    /// `release` gets each of them. May be NULL: then `alloc` makes them one by one.
+    pub alloc_many: Option<
+        unsafe extern "C" fn(
+            user_data: *mut c_void,
+            like: *const c_void,
+            count: usize,
+            outs: *mut *mut c_void,
+        ) -> c_int,
+    >,
 }
 
 /// A tensor of either kind.
@@ -97,8 +108,9 @@ impl Backend {
         if host.is_null() {
             return Ok(Self::Cpu);
         }
-        // SAFETY: the caller's promise; a size of the first version ends before `error`.
-        let host = unsafe { read_sized(host, "host", "lmsd_host", offset_of!(LmsdHost, error)) }?;
+        // SAFETY: the caller's promise; older versions end before `error` and before `alloc_many`.
+        let older = [offset_of!(LmsdHost, error), offset_of!(LmsdHost, alloc_many)];
+        let host = unsafe { read_sized(host, "host", "lmsd_host", &older) }?;
         for (name, missing) in [
             ("alloc", host.alloc.is_none()),
             ("release", host.release.is_none()),
@@ -210,6 +222,25 @@ impl Tensors for Backend {
         }
     }
 
+    fn alloc_many(&self, like: &Handle, count: usize) -> Result<Vec<Handle>> {
+        let Self::Host(host @ LmsdHost { alloc_many: Some(alloc_many), .. }) = self else {
+            return (0..count).map(|_| self.alloc(like)).collect();
+        };
+        let mut outs = vec![ptr::null_mut(); count];
+        // SAFETY: the host's promise.
+        let code = unsafe { alloc_many(host.user_data, like.pointer(), count, outs.as_mut_ptr()) };
+        host.said(code, "alloc_many")?;
+        let written = outs.into_iter().filter(|tensor| !tensor.is_null());
+        let tensors: Vec<_> = written.map(|tensor| Handle::Host { tensor, owner: Some(*host) }).collect();
+        if tensors.len() == count {
+            return Ok(tensors);
+        }
+        Err(Error::argument(format!(
+            "alloc_many of the host returned 0 but wrote {} tensors of {count}",
+            tensors.len()
+        )))
+    }
+
     fn lincomb(&self, out: &mut Handle, terms: &[(f64, &Handle)]) -> Result<()> {
         match (self, out) {
             (Self::Cpu, Handle::Cpu(out)) => {
@@ -267,18 +298,23 @@ pub(crate) fn check_size(what: &str, given: usize, own: usize) -> Result<()> {
     Err(Error::argument(format!("struct_size of {what} is {given}; set it to sizeof({what}), here {own}")))
 }
 
-/// A struct that starts with its size, of this version or of an `older`, shorter one: what that lacks is
-/// 0 here.
+/// A struct that starts with its size, of this version or of an `older`, shorter one, whose sizes those are:
+/// what that lacks is 0 here.
 ///
 /// # Safety
 /// `from` is NULL or readable for the size that it says. All bytes 0 are a valid `T`.
-pub(crate) unsafe fn read_sized<T: Copy>(from: *const T, what: &str, name: &str, older: usize) -> Result<T> {
+pub(crate) unsafe fn read_sized<T: Copy>(
+    from: *const T,
+    what: &str,
+    name: &str,
+    older: &[usize],
+) -> Result<T> {
     if from.is_null() {
         return Err(null(what));
     }
     // SAFETY: such a struct starts with its size.
     let size = unsafe { from.cast::<usize>().read() };
-    if size != older {
+    if !older.contains(&size) {
         check_size(name, size, size_of::<T>())?;
     }
     let mut own = MaybeUninit::<T>::zeroed();

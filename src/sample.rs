@@ -62,18 +62,13 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         earlier: &'a [B::Tensor],
         x: &B::Tensor,
     ) -> Result<Self> {
-        let (next, unused) = (tensors.alloc(x)?, tensors.alloc(x)?);
+        let own = (schedule.nfe() - earlier.len()).min(most_kept(&schedule));
+        let mut spare = tensors.alloc_many(x, 2 + own)?;
+        spare.reverse();
+        let (next, unused) = (spare.pop().expect("two or more"), spare.pop().expect("two or more"));
         let index = earlier.len() - 1;
-        let mut run = Self {
-            tensors,
-            schedule,
-            earlier,
-            history: vec![],
-            spare: vec![],
-            x: unused,
-            index,
-            check: true,
-        };
+        let mut run =
+            Self { tensors, schedule, earlier, history: vec![], spare, x: unused, index, check: true };
         let next = run.update(x, next)?;
         run.spare.push(std::mem::replace(&mut run.x, next));
         run.index += 1;
@@ -105,7 +100,8 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         &self.x
     }
 
-    /// The result, or the state where the run stands.
+    /// The result, or the state where the run stands. It may share memory with all else that the run has
+    /// used, which lives as long; [`Tensors::copy`] makes one of its own.
     pub fn into_state(self) -> B::Tensor {
         self.x
     }
@@ -225,9 +221,10 @@ pub fn sample<B: Tensors>(
     x_t: &B::Tensor,
     mut model: impl FnMut(&B::Tensor, f64, &mut B::Tensor) -> Result<()>,
 ) -> Result<B::Tensor> {
-    let mut sampler = Sampler::new(tensors, Cow::Borrowed(schedule), x_t)?;
+    let mut sampler = Sampler::new(&tensors, Cow::Borrowed(schedule), x_t)?;
     sampler.run(&mut model, &mut |_| Ok(()))?;
-    Ok(sampler.into_state())
+    // A copy, as the state may share memory with all else that the run has used.
+    tensors.copy(sampler.state())
 }
 
 impl<B: Tensors> Tensors for &B {
@@ -239,6 +236,10 @@ impl<B: Tensors> Tensors for &B {
 
     fn alloc_many(&self, like: &B::Tensor, count: usize) -> Result<Vec<B::Tensor>> {
         (**self).alloc_many(like, count)
+    }
+
+    fn copy(&self, of: &B::Tensor) -> Result<B::Tensor> {
+        (**self).copy(of)
     }
 
     fn lincomb(&self, out: &mut B::Tensor, terms: &[(f64, &B::Tensor)]) -> Result<()> {

@@ -26,6 +26,13 @@ pub trait Tensors {
         (0..count).map(|_| self.alloc(like)).collect()
     }
 
+    /// A new tensor with the contents of `of`, in memory of its own.
+    fn copy(&self, of: &Self::Tensor) -> Result<Self::Tensor> {
+        let mut out = self.alloc(of)?;
+        self.lincomb(&mut out, &[(1.0, of)])?;
+        Ok(out)
+    }
+
     /// `out = sum_i terms[i].0 * terms[i].1`, element by element, accumulated in float32 at least.
     /// No term is `out`. A term with factor 0 counts as absent, even if it is not finite.
     fn lincomb(&self, out: &mut Self::Tensor, terms: &[(f64, &Self::Tensor)]) -> Result<()>;

@@ -922,6 +922,22 @@ static int says_nothing(void *user_data, const char **text) {
     return LMSD_STATUS_OUT_OF_MEMORY;
 }
 
+/* As a host that has a buffer for many: all of them or none. */
+static int host_alloc_many(void *user_data, const void *like, size_t count, void **outs) {
+    const struct matrix *m = like;
+    if (fails(user_data)) return 55;
+    for (size_t i = 0; i < count; i++) {
+        outs[i] = matrix_new(m->rows, m->columns);
+        ((struct framework *)user_data)->live++, ((struct framework *)user_data)->made++;
+    }
+    return 0;
+}
+
+/* Forgets the last one. */
+static int alloc_one_less(void *user_data, const void *like, size_t count, void **outs) {
+    return host_alloc_many(user_data, like, count - 1, outs);
+}
+
 static int alloc_nothing(void *user_data, const void *like, void **out) {
     (void)user_data, (void)like, (void)out;
     return 0;
@@ -1004,6 +1020,28 @@ static void test_host(void) {
     bad.struct_size = offsetof(lmsd_host, error);
     memset(&bad.error, 0x5a, sizeof bad.error);
     REFUSED(lmsd_lincomb(&bad, 2, factors, terms, work), STOPPED, "lincomb of the host returned 1");
+
+    /* A host may make many tensors at once; the same for one that does not know of this. */
+    bad = host, bad.struct_size = offsetof(lmsd_host, alloc_many);
+    memset(&bad.alloc_many, 0x5a, sizeof bad.alloc_many);
+    f.operations = 0, f.run = run_of(s);
+    OK(lmsd_sample(s, &bad, x, host_model, NULL, &f, out));
+    CHECK(memcmp(out->data, expected, sizeof expected) == 0);
+    size_t one_by_one = f.operations;
+    bad = host, bad.alloc_many = host_alloc_many, f.operations = 0, f.run = run_of(s);
+    OK(lmsd_sample(s, &bad, x, host_model, NULL, &f, out));
+    CHECK(memcmp(out->data, expected, sizeof expected) == 0 && f.live == 0 && f.operations < one_by_one);
+    size_t together = f.operations;
+    memcpy(out->data, kept, sizeof kept);
+    for (size_t at = 0; at < together; at++) {
+        f.operations = 0, f.fail_at = at;
+        REFUSED(lmsd_sample(s, &bad, x, host_model, NULL, &f, out), STOPPED, "of the host returned 5");
+        CHECK(f.live == 0 && memcmp(out->data, kept, sizeof kept) == 0);
+    }
+    f.fail_at = SIZE_MAX;
+    bad.alloc_many = alloc_one_less;
+    REFUSED(lmsd_sample(s, &bad, x, host_model, NULL, &f, out), INVALID_ARGUMENT, "alloc_many of the host");
+    CHECK(f.live == 0);
 
     f.run = run_of(s), f.run.stop_model_at = 3;
     REFUSED(lmsd_sample(s, &host, x, host_model, NULL, &f, out), STOPPED, "54");

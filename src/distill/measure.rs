@@ -262,7 +262,7 @@ impl<'a, B: Tensors> Bench<'a, B> {
         let mut slots = tensors.alloc_many(&x_t, schedule.nfe())?.into_iter();
         let mut start = Sampler::new(tensors, Cow::Borrowed(schedule), &x_t)?.unchecked();
         start.run(&mut |x, sigma, denoised| self.call(x, sigma, denoised), &mut |step| {
-            states.push(copy(tensors, step.x)?);
+            states.push(tensors.copy(step.x)?);
             let mut kept = slots.next().expect("a slot for each node");
             tensors.lincomb(&mut kept, &[(1.0, step.denoised)])?;
             predictions.push(kept);
@@ -315,7 +315,9 @@ impl<'a, B: Tensors> Bench<'a, B> {
             let mut run = Sampler::new(self.tensors, Cow::Borrowed(&teacher), &x_t)?;
             run.run(&mut |x, sigma, denoised| self.call(x, sigma, denoised), &mut |_| Ok(()))
                 .map_err(|e| Error::new(e.status, format!("the teacher on batch {index}: {}", e.message)))?;
-            self.ends.insert(index, run.into_state());
+            // A copy, as the state may share memory with all else that the run has used.
+            let end = self.tensors.copy(run.state())?;
+            self.ends.insert(index, end);
             self.progress.phase = phase;
         }
         Ok(x_t)
@@ -444,12 +446,6 @@ impl Rows {
 
 fn damaged() -> Error {
     Error::new(Status::Mismatch, "a line of the checkpoint does not fit this run; remove the checkpoint")
-}
-
-fn copy<B: Tensors>(tensors: &B, of: &B::Tensor) -> Result<B::Tensor> {
-    let mut out = tensors.alloc(of)?;
-    tensors.lincomb(&mut out, &[(1.0, of)])?;
-    Ok(out)
 }
 
 /// Adds one trajectory's Gram matrix of [J, r] to the sums of [`Bench::normal`].

@@ -63,6 +63,28 @@ def test_refusals_say_which_tensor_and_why(tensors_of):
         assert refused.value.status in (lmsd.Status.INVALID_TENSOR, lmsd.Status.INVALID_ARGUMENT)
 
 
+def test_the_tensors_of_a_run_lie_side_by_side(tensors_of):
+    """In one buffer, so that a step is one matrix-vector product."""
+    schedule, x = lmsd.solve("dpmpp_3m", nfe=6), torch.randn(2, 3, 256, 256)
+    out, places = torch.empty_like(x), []
+
+    @_abi.MODEL
+    def model(_user_data, state, sigma, denoised):
+        places.extend(_abi.Tensor.from_address(tensor).data for tensor in (state, denoised))
+        factor, state = (c_double * 1)(1 / (1 + sigma**2)), (c_void_p * 1)(state)
+        return _abi.lib.lmsd_lincomb(tensors_of, 1, factor, state, denoised)
+
+    start, end = describe(x), describe(out)
+    _abi.check(
+        _abi.lib.lmsd_sample(
+            schedule._handle, tensors_of, byref(start), model, _abi.OBSERVER(), None, byref(end)
+        )
+    )
+    torch.testing.assert_close(out, lmsd.sample(schedule, x, lambda x, sigma: x / (1 + sigma**2)))
+    distances = {(place - min(places)) / (4 * x.numel()) for place in places}
+    assert distances <= set(range(5)) and len(distances) == 5, distances  # two states, three predictions
+
+
 def test_memory_does_not_grow(tensors_of):
     """10,000 steps on tensors that the library allocates."""
     schedule, x = lmsd.solve("dpmpp_2m", nfe=10), torch.randn(2, 1000)

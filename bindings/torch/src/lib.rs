@@ -69,21 +69,46 @@ unsafe fn views(count: usize, tensors: *const *const c_void, what: &str) -> Resu
     tensors.iter().enumerate().map(named).collect()
 }
 
+impl Owned {
+    /// A tensor of libtorch's, of the dtype and device that `like` describes, until its `release`.
+    fn handed_out(tensor: Tensor, like: &LmsdTensor) -> *mut c_void {
+        let (shape, strides) = (tensor.size().into_boxed_slice(), tensor.stride().into_boxed_slice());
+        let descriptor = LmsdTensor {
+            data: tensor.data_ptr(),
+            byte_offset: 0,
+            shape: shape.as_ptr(),
+            strides: strides.as_ptr(),
+            ..*like
+        };
+        let owned = Self { descriptor, _tensor: tensor, _shape: shape, _strides: strides };
+        Box::into_raw(Box::new(owned)).cast()
+    }
+}
+
 unsafe extern "C" fn alloc(_: *mut c_void, like: *const c_void, out: *mut *mut c_void) -> c_int {
     guard(|| {
         // SAFETY: the promise of `lmsd_host`.
         let (torch, view) = unsafe { view(like, "the tensor to be like") }?;
         let tensor = torch.alloc(&view)?;
-        let (shape, strides) = (tensor.size().into_boxed_slice(), tensor.stride().into_boxed_slice());
-        // SAFETY: valid, as `view` found.
-        let mut descriptor = unsafe { *like.cast::<LmsdTensor>() };
-        descriptor.data = tensor.data_ptr();
-        descriptor.byte_offset = 0;
-        descriptor.shape = shape.as_ptr();
-        descriptor.strides = strides.as_ptr();
-        let owned = Owned { descriptor, _tensor: tensor, _shape: shape, _strides: strides };
+        // SAFETY: valid, as `view` found; the promise of `lmsd_host`.
+        unsafe { *out = Owned::handed_out(tensor, &*like.cast::<LmsdTensor>()) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn alloc_many(
+    _: *mut c_void,
+    like: *const c_void,
+    count: usize,
+    outs: *mut *mut c_void,
+) -> c_int {
+    guard(|| {
         // SAFETY: the promise of `lmsd_host`.
-        unsafe { *out = Box::into_raw(Box::new(owned)).cast() };
+        let (torch, view) = unsafe { view(like, "the tensor to be like") }?;
+        for (i, tensor) in torch.alloc_many(&view, count)?.into_iter().enumerate() {
+            // SAFETY: valid, as `view` found; room for `count` by the promise of `lmsd_host`.
+            unsafe { *outs.add(i) = Owned::handed_out(tensor, &*like.cast::<LmsdTensor>()) };
+        }
         Ok(())
     })
 }
@@ -164,6 +189,7 @@ static TABLE: Table = Table(LmsdHost {
     gram: Some(gram),
     batch: Some(batch),
     error: Some(error),
+    alloc_many: Some(alloc_many),
 });
 
 const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {

@@ -90,6 +90,7 @@ class Host(Sized):
         ("gram", CFUNCTYPE(c_int, c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_double))),
         ("batch", CFUNCTYPE(c_size_t, c_void_p, c_void_p)),
         ("error", CFUNCTYPE(c_int, c_void_p, POINTER(c_char_p))),
+        ("alloc_many", CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t, POINTER(c_void_p))),
     ]
 
 
