@@ -124,6 +124,7 @@ def distil(
     """Distils for `guider`, saves the family under models/lmsd_schedules, returns the schedule of `nfe`.
 
     An interrupt ends it within one model call: the best so far is saved, then the host's exception goes on.
+    Where memory runs out before there is a result it starts again with half the `batch_size`.
     """
     if not hasattr(noise, "seed"):
         raise ValueError(
@@ -228,7 +229,25 @@ def distil(
         seed=noise.seed,
     )
     if teller.interrupt is not None:
-        raise teller.interrupt
+        if found or batch_size == 1 or not lmsd.out_of_memory(teller.interrupt):
+            raise teller.interrupt
+        teller.interrupt = None  # it holds tensors
+        comfy.model_management.soft_empty_cache()
+        half = batch_size // 2
+        logging.warning("lmsd: no memory left with batch_size %d; starting again with %d", batch_size, half)
+        return distil(
+            guider,
+            noise,
+            latent,
+            name=name,
+            nfe=nfe,
+            nfe_from=nfe_from,
+            trajectories=trajectories,
+            batch_size=half,
+            minutes=minutes,
+            compare=compare,
+            node_id=node_id,
+        )
     teller.say(outcome(found[max(found)]))
     return found[max(found)]
 

@@ -549,6 +549,7 @@ class Host:
         management.InterruptProcessingException = self.Interrupt
         management.throw_exception_if_processing_interrupted = self.throw_if_interrupted
         management.processing_interrupted = lambda: self.interrupted
+        management.soft_empty_cache = lambda: None
 
         class ProgressBar:
             def __init__(self, total, node_id=None):

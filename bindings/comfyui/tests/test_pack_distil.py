@@ -263,7 +263,7 @@ def test_noise_that_no_seed_changes_is_refused(pack, host):
 
 
 def test_an_error_of_the_model_comes_out_as_it_is(pack, host):
-    model, error = Model("edm"), RuntimeError("CUDA out of memory")
+    model, error = Model("edm"), RuntimeError("a layer of the model is missing")
 
     def fail(calls):
         if calls == 40:
@@ -361,6 +361,32 @@ def test_too_little_time_is_an_error_that_says_so(pack, host):
     with pytest.raises(TimeoutError, match="before the first result: .* Give it more minutes"):
         distil(pack, model, minutes=0.1 / 60)
     assert files(host) == []
+
+
+def hungry(most):
+    """A model that has memory for so many images in a call."""
+    model = Model("edm")
+    network = model.model.network
+
+    def limited(scaled, timestep, label):
+        if len(scaled) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return network(scaled, timestep, label)
+
+    model.model.network = limited
+    return model
+
+
+def test_where_memory_runs_out_the_batch_is_halved(pack, host, caplog):
+    want = distil(pack, Model("edm"), batch_size=4, name="small")
+    got = distil(pack, hungry(5), batch_size=16)
+    assert got.made_by["seeds"] == want.made_by["seeds"] and "4 images a batch" in got.made_by["seeds"]
+    assert (got.sigmas == want.sigmas).all() and (got.scales == want.scales).all()
+    assert caplog.text.count("starting again with") == 2 and "starting again with 4" in caplog.text
+    assert files(host) == ["small nfe02.json", "toy nfe02.json"]
+    with pytest.raises(torch.OutOfMemoryError):
+        distil(pack, hungry(0), name="none")
+    assert "starting again with 1" in caplog.text and len(files(host)) == 2
 
 
 def test_a_failing_model_keeps_the_best_so_far(pack, host):

@@ -201,6 +201,27 @@ def test_an_exception_of_the_network_comes_out_as_itself(error, number):
     error.__traceback__ = error.__context__ = None
 
 
+def test_where_memory_runs_out_the_batch_is_halved():
+    def hungry(most):
+        def hear(_network, arguments, *_):
+            if len(arguments[0]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        pipe = quiet(digits_pipeline())
+        pipe.unet.register_forward_pre_hook(hear)
+        return pipe
+
+    options = {**QUICK, "nfe": 2, "progress": False}
+    want = distill(quiet(digits_pipeline()), LABELS, **{**options, "batch_size": 4}).schedules[2]
+    pipe = hungry(7)
+    with unchanged(pipe):
+        got = distill(pipe, LABELS, **{**options, "batch_size": 16}).schedules[2]
+    assert got.made_by["seeds"] == want.made_by["seeds"] and "4 latents" in got.made_by["seeds"]
+    assert (got.sigmas == want.sigmas).all() and (got.scales == want.scales).all()
+    with pytest.raises(torch.OutOfMemoryError):
+        distill(hungry(0), LABELS, **options)
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("number", [1, 30])
 def test_an_exception_of_progress_comes_out_as_itself(error, number):

@@ -11,6 +11,7 @@ command line.
 
 from ._abi import Error, ScheduleError, Status, lib
 from ._core import Distilled, ProgressBar, Sampler, Schedule, compare, distill, sample, solve, solvers
+from ._hosts import out_of_memory
 
 __version__ = lib.lmsd_version().decode()
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Status",
     "compare",
     "distill",
+    "out_of_memory",
     "sample",
     "solve",
     "solvers",

@@ -22,6 +22,7 @@ from diffusers.utils import logging
 
 from . import _core
 from ._abi import Error, Status
+from ._hosts import out_of_memory
 
 logger = logging.get_logger("diffusers.lmsd")  # below diffusers' own logger: its verbosity holds
 
@@ -368,10 +369,11 @@ def distill(
     each, such as {"prompt": ..., "negative_prompt": ...} or {"prompt_embeds": ...} without the batch
     dimension, whose tensors are stacked; None for an unconditional pipeline. `guidance_scale`: None for the
     pipeline's default. `batch_size`: latents in a pass [8, or `trajectories` if fewer]; the more, the fewer
-    calls. `seed`: batch number b starts from the normal numbers of PCG64([seed, b]). `integer_timesteps`: as
-    in LmsdScheduler. `options`: whatever the pipeline's call takes goes to it (height, width, ...); the rest
-    goes to `lmsd.distill`, as do `nfe`, `trajectories`, `held_out` and `progress`. x_T, the noise levels,
-    process, teacher_grid and made_for follow from the pipeline's scheduler.
+    calls; halved, with a warning, until the first pass finds memory enough. `seed`: batch number b starts
+    from the normal numbers of PCG64([seed, b]). `integer_timesteps`: as in LmsdScheduler. `options`: whatever
+    the pipeline's call takes goes to it (height, width, ...); the rest goes to `lmsd.distill`, as do `nfe`,
+    `trajectories`, `held_out` and `progress`. x_T, the noise levels, process, teacher_grid and made_for
+    follow from the pipeline's scheduler.
 
     The pipeline must run the standard loop: for t in timesteps: [scale_model_input,] network, step. What the
     network returns may depend on nothing but state, noise level and prompt: no step-dependent guidance, no
@@ -390,14 +392,14 @@ def distill(
         fixed["guidance_scale"] = guidance_scale
     elif "guidance_scale" in parameters:
         guidance_scale = parameters["guidance_scale"].default
-    if prompts is None and "batch_size" in parameters:
-        fixed["batch_size"] = size
     if "output_type" in parameters:
         fixed.setdefault("output_type", "latent")
     driver = Driver(pipeline.scheduler, network, "latents" in parameters)
 
     def run_pipeline(request, latents):
         arguments = {**fixed, **conditions(prompts, request.batch, size)}
+        if prompts is None and "batch_size" in parameters:
+            arguments["batch_size"] = size
         if "generator" in parameters:
             arguments["generator"] = torch.Generator("cpu").manual_seed(request.batch)
         if latents is not None:
@@ -407,7 +409,9 @@ def distill(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(standing_in(pipeline, driver))
-        driver.run(run_pipeline)
+        while not fits(driver, run_pipeline, size):
+            size //= 2
+            logger.warning(f"no memory left; going on with batches of {size} latents")
         if len(driver.latents) != size:
             raise ValueError(
                 f"the pipeline has {len(driver.latents)} latents a pass where batch_size is {size}"
@@ -441,6 +445,18 @@ def distill(
             if hits and error.status == Status.STOPPED:
                 raise KeyboardInterrupt from None
             raise
+
+
+def fits(driver: Driver, run_pipeline: Callable, size: int) -> bool:
+    """Makes the first pass, which shows the latents; False where memory is too short for batches above 1."""
+    try:
+        driver.run(run_pipeline)
+        return True
+    except Exception as error:
+        if size == 1 or not out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()  # nothing where there is no GPU
+    return False
 
 
 def problem(driver: Driver) -> dict:
