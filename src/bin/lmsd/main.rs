@@ -5,6 +5,7 @@ mod network;
 mod pictures;
 mod problem;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -80,7 +81,8 @@ fn prepare(model: &ModelOptions, t: &Trajectories, quiet: bool) -> Result<(Torch
     let noise =
         Noise { seed: model.seed, shape: t.shape.clone(), sigma_max: t.sigma_max, classes: model.classes };
     let (like, labels) = noise.draw(0, model.batch as i64, model.device)?;
-    let mut run = Run { network, noise, labels, bar: Bar::new(quiet), stop: first_interrupt()? };
+    let mut run =
+        Run { network, noise, labels, drawn: HashMap::new(), bar: Bar::new(quiet), stop: first_interrupt()? };
     if let Some(budget) = model.memory {
         run.network.fit_memory(budget, &like, t.sigma_max, &run.labels)?;
         eprintln!(
@@ -314,7 +316,14 @@ fn sample(options: &Sample) -> Result<ExitCode> {
     }
     let noise = Noise { seed: options.model.seed, shape, sigma_max: schedule.sigma_start(), classes };
     let (_, labels) = noise.draw(0, 1, options.model.device)?;
-    let mut run = Run { network, noise, labels, bar: Bar::new(options.quiet), stop: first_interrupt()? };
+    let mut run = Run {
+        network,
+        noise,
+        labels,
+        drawn: HashMap::new(),
+        bar: Bar::new(options.quiet),
+        stop: first_interrupt()?,
+    };
     let bar = indicatif::ProgressBar::new((options.count * schedule.nfe()) as u64);
     if options.quiet {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());

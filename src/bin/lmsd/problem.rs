@@ -1,5 +1,6 @@
 //! Noise, classes and progress of a run: what a distillation asks of its host.
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,7 +45,10 @@ impl Noise {
 pub struct Run {
     pub network: Network,
     pub noise: Noise,
+    /// Classes of the current batch.
     pub labels: Tensor,
+    /// x_T and classes of batches: drawn once, as a batch comes back at every step of the fit.
+    pub drawn: HashMap<u64, (Tensor, Tensor)>,
     pub bar: Bar,
     /// Set by Ctrl-C.
     pub stop: Arc<AtomicBool>,
@@ -52,10 +56,14 @@ pub struct Run {
 
 impl Problem<Tensor> for Run {
     fn begin(&mut self, batch: u64, x_t: &mut Tensor) -> Result<()> {
-        let size = x_t.size()[0];
-        let (noise, labels) = self.noise.draw(Noise::first(batch, size), size, self.network.device)?;
-        x_t.f_copy_(&noise)?;
-        self.labels = labels;
+        if !self.drawn.contains_key(&batch) {
+            let size = x_t.size()[0];
+            let drawn = self.noise.draw(Noise::first(batch, size), size, self.network.device)?;
+            self.drawn.insert(batch, drawn);
+        }
+        let (noise, labels) = &self.drawn[&batch];
+        x_t.f_copy_(noise)?;
+        self.labels = labels.shallow_clone();
         Ok(())
     }
 
