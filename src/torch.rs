@@ -19,6 +19,7 @@
 //! a tensor that it puts in its place becomes the library's, which will write to it later.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -402,8 +403,15 @@ fn name(device: Device) -> String {
     }
 }
 
+/// CUDA devices that were reached, a bit for each of the first: every operation of a C host asks.
+static REACHED: AtomicU64 = AtomicU64::new(0);
+
 /// Refuses a CUDA device that this process cannot reach, and says why.
 fn check_cuda(index: usize) -> Result<()> {
+    let bit = u32::try_from(index).ok().and_then(|index| 1u64.checked_shl(index)).unwrap_or(0);
+    if REACHED.load(Ordering::Relaxed) & bit != 0 {
+        return Ok(());
+    }
     let refuse = |why: String| Err(Error::argument(format!("CUDA device {index} is asked for, but {why}")));
     let opened = open_cuda();
     if !tch::Cuda::is_available() {
@@ -414,6 +422,7 @@ fn check_cuda(index: usize) -> Result<()> {
     }
     let count = tch::Cuda::device_count();
     if i64::try_from(index).is_ok_and(|index| index < count) {
+        REACHED.fetch_or(bit, Ordering::Relaxed);
         return Ok(());
     }
     refuse(format!("there are {count}, counted from 0"))
