@@ -241,6 +241,7 @@ fn overhead(device: Device, shape: &[i64], calls: u64) -> Result<Value> {
 }
 
 fn main() -> Result<()> {
+    lmsd::torch::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().collect();
     let after = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1));
     let device = match after("--device").map(String::as_str) {

@@ -28,6 +28,7 @@ use problem::{Bar, Noise, Run};
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    lmsd::torch::keep_freed_memory();
     let done = match arguments::Arguments::parse().command {
         Command::Distill(options) => distill(&options),
         Command::Sample(options) => sample(&options),
