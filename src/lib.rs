@@ -8,12 +8,13 @@
 //!
 //! Coordinates are those of k-diffusion: a state `x` at noise level `sigma`, and a model that
 //! returns `denoised`, its prediction of x0 (guidance included). Knowledge flows one way:
-//! error <- schedule <- solver; schedule + tensor <- sample <- distill; all <- host <- ffi.
+//! error <- schedule <- solver <- field; schedule + tensor <- sample <- distill; all <- host <- ffi.
 
 pub mod distill;
 pub mod error;
 #[cfg(feature = "abi")]
 pub mod ffi;
+pub mod field;
 pub mod host;
 #[cfg(feature = "abi")]
 pub mod libtorch;

@@ -165,6 +165,10 @@ pub struct Spec {
     /// Multistep methods in log-SNR (dpmpp, deis, res, unipc): order at most the number of steps
     /// left. ipndm: first order for a step to 0. Others do not heed it.
     pub lower_order_final: bool,
+    /// Analytical first step (arXiv 2210.05475), for solvers of one call a step: the grid has `nfe + 1`
+    /// steps, and the first of them calls no model but takes D = 0, pure noise. So the schedule starts
+    /// at the grid's second level, and its weights on that first prediction are gone.
+    pub afs: bool,
 }
 
 impl Default for Spec {
@@ -180,6 +184,7 @@ impl Default for Spec {
             sigma_start: None,
             jump_to_zero: false,
             lower_order_final: true,
+            afs: false,
         }
     }
 }
@@ -192,6 +197,8 @@ pub struct Solver {
     /// Model calls a step. Of two, a step to 0 leaves out the second; so does heun's last step, whatever
     /// the end.
     pub stages: usize,
+    /// False where it is another name of a solver before it.
+    pub competes: bool,
     run: fn(&mut Trace) -> Lin,
 }
 
@@ -202,26 +209,29 @@ pub fn solvers() -> &'static [Solver] {
 
 macro_rules! solver {
     ($name:literal, $stages:literal, $about:literal, $run:expr) => {
-        Solver { name: $name, about: $about, stages: $stages, run: $run }
+        Solver { name: $name, about: $about, stages: $stages, competes: true, run: $run }
+    };
+    (another name: $name:literal, $about:literal, $run:expr) => {
+        Solver { name: $name, about: $about, stages: 1, competes: false, run: $run }
     };
 }
 
 static SOLVERS: &[Solver] = &[
     solver!("euler", 1, "Euler's method, which is DDIM", euler),
-    solver!("ddim", 1, "another name of euler", euler),
+    solver!(another name: "ddim", "another name of euler", euler),
     solver!("heun", 2, "Heun's method (EDM), order 2", heun),
     solver!("dpm_2", 2, "midpoint rule on the noise prediction (DPM-Solver-2 as in k-diffusion)", dpm_2),
     solver!("dpmpp_2s", 2, "DPM-Solver++(2S): midpoint rule on the data prediction", dpmpp_2s),
     solver!("dpmpp_2m", 1, "DPM-Solver++(2M): two-step, data prediction", |t| dpmpp(t, 2)),
     solver!("dpmpp_3m", 1, "DPM-Solver++(3M): three-step, data prediction", |t| dpmpp(t, 3)),
-    solver!("deis_1", 1, "DEIS of one step, which is DDIM", |t| deis(t, 1)),
+    solver!(another name: "deis_1", "DEIS of one step, which is DDIM", |t| deis(t, 1)),
     solver!("deis_2", 1, "DEIS: polynomial of degree 1 in log rho through the noise", |t| deis(t, 2)),
     solver!("deis_3", 1, "DEIS: polynomial of degree 2 in log rho through the noise", |t| deis(t, 3)),
-    solver!("lms_1", 1, "Adams-Bashforth on the grid, one step: Euler", |t| lms(t, 1)),
+    solver!(another name: "lms_1", "Adams-Bashforth on the grid, one step: Euler", |t| lms(t, 1)),
     solver!("lms_2", 1, "Adams-Bashforth on the grid, two steps", |t| lms(t, 2)),
     solver!("lms_3", 1, "Adams-Bashforth on the grid, three steps", |t| lms(t, 3)),
     solver!("lms_4", 1, "Adams-Bashforth on the grid, four steps (LMS)", |t| lms(t, 4)),
-    solver!("ipndm_1", 1, "Adams-Bashforth as if the grid were uniform, one step: Euler", |t| ipndm(t, 1)),
+    solver!(another name: "ipndm_1", "Adams-Bashforth as if the grid were uniform, one step: Euler", |t| ipndm(t, 1)),
     solver!("ipndm_2", 1, "Adams-Bashforth as if the grid were uniform, two steps", |t| ipndm(t, 2)),
     solver!("ipndm_3", 1, "Adams-Bashforth as if the grid were uniform, three steps", |t| ipndm(t, 3)),
     solver!("ipndm_4", 1, "Adams-Bashforth as if the grid were uniform, four steps (iPNDM)", |t| ipndm(t, 4)),
@@ -260,7 +270,14 @@ pub fn solve(spec: &Spec) -> Result<Schedule> {
     if !(1..=MAX_NODES).contains(&spec.nfe) {
         return Err(Error::argument(format!("nfe is {}; it must be 1 to {MAX_NODES}", spec.nfe)));
     }
-    let steps = spec.nfe.div_ceil(solver.stages);
+    if spec.afs && solver.stages > 1 {
+        return Err(Error::argument(format!(
+            "afs is true, but {} calls the model twice a step; an analytical first step needs a solver of one call",
+            solver.name
+        )));
+    }
+    let calls = spec.nfe + usize::from(spec.afs);
+    let steps = calls.div_ceil(solver.stages);
     let sigma_min = spec.sigma_min.or(grid.needs_sigma_min(end).then_some(0.002));
     if let Some(sigma) = sigma_min.filter(|s| !(SIGMA_RANGE.contains(s) && *s < first)) {
         return Err(Error::argument(format!(
@@ -273,7 +290,12 @@ pub fn solve(spec: &Spec) -> Result<Schedule> {
 
     let mut trace = Trace::new(spec.process, sigmas, spec.lower_order_final);
     let x = (solver.run)(&mut trace);
-    let nodes = trace.finish(&x)?;
+    let mut nodes = trace.finish(&x)?;
+    if spec.afs {
+        nodes.remove(0);
+        // Node n had n + 2 weights at most; the last of that many was the one on the first prediction.
+        nodes.iter_mut().enumerate().for_each(|(n, node)| node.weights.truncate(n + 1));
+    }
     if nodes.len() != spec.nfe {
         let near = [spec.nfe - 1, spec.nfe + 1].into_iter().filter(|n| (1..=MAX_NODES).contains(n));
         return Err(Error::argument(format!(
@@ -285,7 +307,9 @@ pub fn solve(spec: &Spec) -> Result<Schedule> {
         )));
     }
     let mut schedule = Schedule::new(spec.process, start, end, nodes)?;
-    let words = grid.describe() + if jump { ", straight to 0" } else { "" };
+    let mut words = grid.describe();
+    words += if jump { ", straight to 0" } else { "" };
+    words += if spec.afs { ", AFS" } else { "" };
     schedule.name = Some(format!("{}, {words}, {} NFE", solver.name, spec.nfe));
     schedule.made_for = Some(MadeFor {
         sigma_min,

@@ -396,17 +396,18 @@ proptest! {
         flow: bool,
         lower_order_final: bool,
         jump_to_zero: bool,
+        afs: bool,
         sigmas in prop::array::uniform4(prop::option::weighted(0.3, any_number())),
     ) {
         let [sigma_min, sigma_max, sigma_end, sigma_start] = sigmas;
         let nfe = match &grid {
-            Some(Grid::List { sigmas }) if nfe < 10 => sigmas.len().saturating_sub(1),
+            Some(Grid::List { sigmas }) if nfe < 10 => sigmas.len().saturating_sub(1 + usize::from(afs)),
             _ => nfe,
         };
         let process = if flow { Process::Flow } else { Process::Ve };
         let solver = solvers()[solver].name.into();
         let spec =
-            Spec { solver, grid, nfe, process, sigma_min, sigma_max, sigma_end, sigma_start, jump_to_zero, lower_order_final };
+            Spec { solver, grid, nfe, process, sigma_min, sigma_max, sigma_end, sigma_start, jump_to_zero, lower_order_final, afs };
         match solve(&spec) {
             Ok(schedule) => {
                 prop_assert_eq!(schedule.nfe(), nfe);
@@ -433,6 +434,66 @@ fn a_jump_to_zero_spends_no_call_at_sigma_min() {
         assert_eq!((jumps.nodes(), jumps.sigma_end()), (ends.nodes(), 0.0), "{solver}");
         if solver != "heun" {
             assert_eq!(solve(&spec(0.0, false)).unwrap().sigma(6), 0.03);
+        }
+    }
+}
+
+/// D_0 = 0: the first step only scales the noise, and later ones do without that prediction.
+#[test]
+fn an_analytical_first_step_is_a_first_prediction_of_nothing() {
+    let (few, more) = (4, 5);
+    for spec in every_spec() {
+        for solver in solvers().iter().filter(|solver| solver.stages == 1) {
+            let whole = table(solver, more, &spec);
+            let afs = table(solver, few, &Spec { afs: true, ..spec.clone() });
+            assert_eq!((afs.sigma_start(), afs.sigma_end()), (whole.sigma_start(), whole.sigma_end()));
+            for n in 0..=few {
+                let mut state = whole.expand(n + 1);
+                state.remove(1);
+                assert_eq!(afs.sigma(n), whole.sigma(n + 1));
+                for (a, b) in afs.expand(n).into_iter().zip(state) {
+                    assert!((a - b).abs() <= 1e-13 * b.abs().max(1.0), "{} {spec:?}: state {n}", solver.name);
+                }
+            }
+        }
+    }
+    let levels = Grid::Karras { rho: 7.0 }.sigmas(4, 80.0, 0.002, 0.0).unwrap();
+    let euler = |spec| table(&solvers()[0], 3, &spec);
+    let below = Spec { grid: Some(Grid::List { sigmas: levels[1..].to_vec() }), ..Spec::default() };
+    let afs = euler(Spec { afs: true, ..Spec::default() });
+    assert_eq!(afs.nodes(), euler(Spec { sigma_start: Some(80.0), ..below }).nodes());
+    assert_eq!(afs.name.as_deref(), Some("euler, karras rho=7, AFS, 3 NFE"));
+    let jumps = euler(Spec { afs: true, jump_to_zero: true, ..Spec::default() });
+    assert_eq!(jumps.made_by.unwrap().grid.as_deref(), Some("karras rho=7, straight to 0, AFS"));
+    for solver in ["heun", "dpm_2", "dpmpp_2s"] {
+        let spec = Spec { solver: solver.into(), afs: true, nfe: 5, ..Spec::default() };
+        let error = solve(&spec).unwrap_err();
+        assert!(error.status == Status::InvalidArgument && error.message.contains("afs"), "{error}");
+    }
+}
+
+#[test]
+fn second_names_do_not_compete() {
+    let tables = |spec: &Spec| {
+        let others = solvers().iter().filter(|solver| !solver.competes);
+        others.map(|solver| table(solver, 6, spec)).collect::<Vec<_>>()
+    };
+    for spec in every_spec() {
+        let euler = table(&solvers()[0], 6, &spec);
+        assert_eq!(tables(&spec).len(), 4);
+        for other in tables(&spec) {
+            for (a, b) in other.nodes().iter().zip(euler.nodes()) {
+                assert_eq!((a.sigma, a.weights.len()), (b.sigma, 1));
+                assert!((a.weights[0] - b.weights[0]).abs() < 1e-12, "{:?}", other.name);
+            }
+        }
+    }
+    let spec = Spec { lower_order_final: false, ..Spec::default() };
+    let field: Vec<_> = solvers().iter().filter(|solver| solver.competes).collect();
+    for (i, solver) in field.iter().enumerate() {
+        let own = table(solver, 9, &spec);
+        for other in &field[..i] {
+            assert_ne!(weights(&table(other, 9, &spec)), weights(&own), "{} {}", solver.name, other.name);
         }
     }
 }
