@@ -152,9 +152,8 @@ def bench(size=16, calls=100):
             ms.append(1e3 * (time.perf_counter() - start))
         ms.sort()
         median = ms[calls // 2]
-        print(
-            f"guidance {guidance:g}: {median:.2f} ms a call (fastest {ms[0]:.2f}), {1e3 * size / median:.0f}/s"
-        )
+        rate = 1e3 * size / median
+        print(f"guidance {guidance:g}: {median:.2f} ms a call (fastest {ms[0]:.2f}), {rate:.0f} images/s")
 
 
 def main():
