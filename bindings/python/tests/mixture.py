@@ -1,6 +1,7 @@
 """An analytic denoiser, which is also a problem for the command line.
 
-`delay`: seconds that a call takes. `signal_at`, `signal`: the process sends itself this signal at this call.
+`delay`: seconds that a call takes. `tells`: it prints a line before. `signal_at`, `signal`: the process sends
+itself this signal at this call.
 """
 
 import os
@@ -15,8 +16,9 @@ class Mixture:
     shape = (2, 3)
     sigma_end = 0.002
 
-    def __init__(self, size=32, seeds=None, delay=0.0, signal_at=0, signal=0):
-        self.seeds, self.delay, self.signal_at, self.signal = seeds, delay, signal_at, signal
+    def __init__(self, size=32, seeds=None, delay=0.0, tells=False, signal_at=0, signal=0):
+        self.seeds, self.delay, self.tells = seeds, delay, tells
+        self.signal_at, self.signal = signal_at, signal
         self.centers = np.random.default_rng(0).normal(size=(5, 6))
         self.like = np.empty((size, *self.shape))
         self.calls = 0
@@ -28,6 +30,8 @@ class Mixture:
         self.calls += 1
         if self.calls == self.signal_at:
             os.kill(os.getpid(), self.signal)
+        if self.tells:
+            print("call", self.calls, flush=True)
         time.sleep(self.delay)
         if not isinstance(x, np.ndarray):
             import torch

@@ -1,6 +1,7 @@
 """One rank of a distillation, for test_distributed.py: prints what it found, or why it did not.
 
-`fault`: what befalls rank 1 at its 100th call of the model.
+`fault`: what befalls rank 1 at its 100th call of the model. `meeting`: a file that the ranks find one another
+by; with a port that was free a moment ago another process could come before them.
 """
 
 import json
@@ -18,10 +19,11 @@ from mixture import Mixture
 OPTIONS = {"sigma_end": 0.002, "nfe": (3, 4), "teacher_nfe": 40, "trajectories": 64, "held_out": 64}
 
 
-def main(kind, fault, timeout):
+def main(kind, fault, timeout, meeting, rank, count):
     problem, calls, ranks = Mixture(16), 0, None
     if fault != "alone":
-        dist.init_process_group("gloo")
+        where = {"init_method": f"file://{meeting}", "rank": int(rank), "world_size": int(count)}
+        dist.init_process_group("gloo", **where)
         ranks = Ranks(timeout=float(timeout))
     as_kind = torch.from_numpy if kind == "torch" else np.asarray
 

@@ -20,17 +20,13 @@ EVERYWHERE = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(lmsd.__file_
 
 
 def start(*arguments, **options):
-    """With Ctrl-C heard, however the tests were started."""
     options = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
         "env": EVERYWHERE,
     } | options
-    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmsd", *map(str, arguments)], preexec_fn=listen, **options
-    )
+    return subprocess.Popen([sys.executable, "-m", "lmsd", *map(str, arguments)], **options)
 
 
 def run(*arguments, code=0, **options):
@@ -93,13 +89,14 @@ def bad_files(folder):
 
 
 def test_bad_files_are_refused_at_once_and_in_little_memory(tmp_path):
+    """A few milliseconds of work for each; what is not linear in a file's length takes minutes."""
     files = list(bad_files(tmp_path))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for file in files:
-        begun = time.perf_counter()
+        begun = time.thread_time()
         with pytest.raises(lmsd.Error):
             lmsd.Schedule.load(file)
-        assert time.perf_counter() - begun < 0.05, file.name
+        assert time.thread_time() - begun < 1, file.name
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
     text = run("validate", *files, code=1)
     assert text.count("REFUSED") == len(files) == len(text.strip().splitlines())
@@ -200,14 +197,18 @@ def test_ctrl_c_before_the_first_result(tmp_path):
 
 
 def test_the_second_ctrl_c_kills(tmp_path):
-    process = start("distill", *SMALL, "--set", "delay=30", "--out", tmp_path)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
-    assert process.returncode == -signal.SIGINT
+    """Both in the middle of one call of the model."""
+    process = start("distill", *SMALL, "--set", "delay=600", "--set", "tells=true", "--out", tmp_path)
+    try:
+        assert process.stdout.readline() == "call 1\n"
+        process.send_signal(signal.SIGINT)
+        assert any("Ctrl-C again to kill" in line for line in process.stderr)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGINT and out == ""
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.95])
