@@ -457,7 +457,8 @@ void lmsd_string_free(char *text);
  * `"grid"` (`{"kind": "karras", "rho": 7}`, `log`, `linear`, `flow` with `shift`, `list` with
  * `sigmas`), `"process"` (`"ve"` or `"flow"`), `"sigma_min"`, `"sigma_max"`, `"sigma_end"`,
  * `"sigma_start"` (noise level of the x_T that the host will hand in; default `sigma_max`),
- * `"jump_to_zero"`, `"lower_order_final"`.
+ * `"jump_to_zero"`, `"lower_order_final"`, `"afs"` (analytical first step: one grid step more,
+ * without a model call; solvers of one call a step).
  *
  * # Safety
  * `options` is a NUL-terminated string, `out` writable.
@@ -564,13 +565,41 @@ lmsd_status lmsd_schedule_check(const struct lmsd_schedule *schedule, const char
 void lmsd_schedule_free(struct lmsd_schedule *schedule);
 
 /**
- * The published solvers as a JSON array of `{"name", "about", "stages"}` (model calls a step), to
- * be freed with `lmsd_string_free`.
+ * The published solvers as a JSON array of `{"name", "about", "stages", "competes"}` (`stages`:
+ * model calls a step; `competes`: false for another name of one before it), to be freed with
+ * `lmsd_string_free`.
  *
  * # Safety
  * `out` is writable.
  */
 lmsd_status lmsd_solvers(char **out);
+
+/**
+ * The field of published solvers that a distilled schedule must beat, as a JSON array of schedules
+ * in the format of their file, to be freed with `lmsd_string_free`. No two have the same table.
+ * Their `made_by` says which solver each is and on which grid, such as "karras rho=5, straight to
+ * 0, from sigma 8".
+ *
+ * `options`: a JSON object, all fields optional:
+ * - `"nfe"`: model calls, 1 to 100, default 5. Solvers of two calls a step are in where it fits.
+ * - `"field"`: `"published"`, every solver as hosts' own options have it, on the grids karras
+ *   rho=7 and log (flow: shift 1 and `"shift"`), each with and without a call at `"sigma_min"`
+ *   where the end is 0; or `"strongest"`, the default, in which those come first and more
+ *   follow: karras rho 3, 5 and 10 (flow: shifts 2 and 3), full order to the end, first nodes at
+ *   0.5, 0.25, 0.1, 0.05 and 0.025 of `"sigma_max"` (flow: 0.97, 0.93, 0.85 and 0.75), the
+ *   analytical first step (arXiv 2210.05475), and every solver of one call a step on the grids
+ *   of `"extra"`.
+ * - `"process"` (`"ve"`, the default, or `"flow"`), `"sigma_min"` (default 0.002), `"sigma_max"`
+ *   (default 80, flow 1), `"sigma_end"` (default 0), `"shift"` (of a flow model): the model's.
+ * - `"extra"`: grids, each a list of the nfe + 1 sigmas from the first node, at most
+ *   `"sigma_max"`, to `"sigma_end"`; such as those of GITS (arXiv 2405.11326).
+ *
+ * `LMSD_STATUS_INVALID_ARGUMENT` names the value that is out of range.
+ *
+ * # Safety
+ * `options` is a NUL-terminated string, `out` writable.
+ */
+lmsd_status lmsd_rivals(const char *options, char **out);
 
 /**
  * The tensors of the libtorch that this process has loaded, on its CPU and CUDA devices: a host

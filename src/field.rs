@@ -41,6 +41,8 @@ pub struct Levels {
 /// First nodes below sigma_max, as parts of it.
 const STARTS: [f64; 5] = [0.5, 0.25, 0.1, 0.05, 0.025];
 const STARTS_FLOW: [f64; 4] = [0.97, 0.93, 0.85, 0.75];
+/// Fields are for few calls; solvers take the third power of their number to compile.
+const MOST_CALLS: usize = 100;
 /// Two tables are one where they differ by less than this, relatively: rounding.
 const ROUNDING: f64 = 1e-9;
 
@@ -103,8 +105,12 @@ pub fn unique(list: Vec<Schedule>) -> Vec<Schedule> {
     kept
 }
 
-/// Refuses levels, a number of calls or extra grids that no solver fits, naming the value.
+/// Refuses levels or extra grids that no solver fits, and a number of calls that is not 1 to 100, naming
+/// the value.
 pub fn check(levels: &Levels, nfe: usize, extra: &[Vec<f64>]) -> Result<()> {
+    if !(1..=MOST_CALLS).contains(&nfe) {
+        return Err(Error::argument(format!("nfe is {nfe}; it must be 1 to {MOST_CALLS}")));
+    }
     let euler = |spec: Spec| solver::solve(&Spec { solver: "euler".into(), nfe, ..spec });
     for grid in usual_grids(levels) {
         euler(Spec { grid: Some(grid), ..levels.spec() })?;

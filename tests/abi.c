@@ -328,6 +328,46 @@ static void test_solvers(void) {
     lmsd_string_free(list);
 }
 
+static void test_rivals(void) {
+    const char *fields[] = {"published", "strongest"};
+    size_t counts[2] = {0, 0};
+    for (int i = 0; i < 2; i++) {
+        char options[200], *list = NULL;
+        snprintf(options, sizeof options,
+                 "{\"nfe\": 4, \"field\": \"%s\", \"sigma_min\": 0.03, \"sigma_max\": 14.6}", fields[i]);
+        OK(lmsd_rivals(options, &list));
+        CHECK(list[0] == '[' && list[strlen(list) - 1] == ']');
+        const char *key = "\"format\": 1,"; /* each is a file of its own */
+        for (const char *at = strstr(list, key); at != NULL; counts[i]++) {
+            const char *start = at, *next = strstr(at + 1, key);
+            while (*start != '{') start--;
+            size_t length = next != NULL ? (size_t)(next - start) : strlen(start);
+            while (start[length - 1] != '}') length--;
+            lmsd_schedule *s = NULL;
+            OK(lmsd_schedule_from_json(start, length, &s));
+            CHECK(lmsd_schedule_nfe(s) == 4 && lmsd_schedule_sigma_start(s) == 14.6);
+            lmsd_schedule_free(s);
+            at = next;
+        }
+        CHECK((strstr(list, "AFS") != NULL) == (i == 1));
+        lmsd_string_free(list);
+    }
+    CHECK(counts[0] > 20 && counts[1] > 5 * counts[0]);
+    char *list = NULL;
+    OK(lmsd_rivals("{\"nfe\": 2, \"process\": \"flow\", \"shift\": 1.15, \"extra\": [[1, 0.4, 0]]}", &list));
+    CHECK(strstr(list, "flow shift=1.15") && strstr(list, "\"sigmas 1 0.4 0\""));
+    lmsd_string_free(list);
+    list = NULL;
+    REFUSED(lmsd_rivals("{}", NULL), INVALID_ARGUMENT, "out is NULL");
+    REFUSED(lmsd_rivals(NULL, &list), INVALID_ARGUMENT, "options is NULL");
+    REFUSED(lmsd_rivals("[5]", &list), INVALID_ARGUMENT, "field of solvers");
+    REFUSED(lmsd_rivals("{\"field\": \"weakest\"}", &list), INVALID_ARGUMENT, "weakest");
+    REFUSED(lmsd_rivals("{\"nfe\": 0}", &list), INVALID_ARGUMENT, "nfe is 0");
+    REFUSED(lmsd_rivals("{\"sigma_max\": 0.001}", &list), INVALID_ARGUMENT, "sigma_min is 0.002");
+    REFUSED(lmsd_rivals("{\"nfe\": 2, \"extra\": [[80, 0]]}", &list), INVALID_ARGUMENT, "grid 0 of extra");
+    CHECK(list == NULL);
+}
+
 static void test_start_at(void) {
     lmsd_schedule *s = solve("{\"solver\": \"dpmpp_3m\", \"nfe\": 6}"), *part = NULL;
     OK(lmsd_schedule_start_at(s, 80.0, &part));
@@ -1514,6 +1554,7 @@ int main(void) {
     test_library();
     test_schedule(path);
     test_solvers();
+    test_rivals();
     test_start_at();
     test_made_for();
     test_bad_files(folder);

@@ -172,6 +172,7 @@ fn what_cannot_be_is_refused_by_name() {
     };
     assert!(check(&ve(), 5, &[]).is_ok() && check(&flow(), 1, &[vec![1.0, 0.0]]).is_ok());
     assert!(refused(ve(), 0, &[]).contains("nfe is 0"));
+    assert!(refused(ve(), 101, &[]).contains("1 to 100"));
     assert!(refused(Levels { sigma_max: 80.0, ..flow() }, 5, &[]).contains("0 to 1"));
     assert!(refused(Levels { shift: Some(0.0), ..flow() }, 5, &[]).contains("shift"));
     assert!(refused(Levels { sigma_min: 90.0, ..ve() }, 5, &[]).contains("sigma_min is 90"));

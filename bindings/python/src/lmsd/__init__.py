@@ -10,7 +10,7 @@ command line.
 """
 
 from ._abi import Error, ScheduleError, Status, lib
-from ._core import Distilled, ProgressBar, Sampler, Schedule, compare, distill, sample, solve, solvers
+from ._core import Distilled, ProgressBar, Sampler, Schedule, compare, distill, rivals, sample, solve, solvers
 from ._hosts import out_of_memory
 
 __version__ = lib.lmsd_version().decode()
@@ -25,6 +25,7 @@ __all__ = [
     "compare",
     "distill",
     "out_of_memory",
+    "rivals",
     "sample",
     "solve",
     "solvers",

@@ -48,8 +48,45 @@ def _path(path) -> bytes:
 
 
 def solvers() -> list[dict]:
-    """The published solvers, as dicts with `name` and `about`."""
+    """The published solvers, as dicts.
+
+    `name`, `about`, `stages` (model calls a step), and `competes`, false where it is another name of one
+    before it.
+    """
     return json.loads(_abi.text(lib.lmsd_solvers))
+
+
+def rivals(
+    nfe: int,
+    field: str = "strongest",
+    *,
+    process: str = "ve",
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    sigma_end: float | None = None,
+    shift: float | None = None,
+    extra: Sequence[Sequence[float]] = (),
+) -> list["Schedule"]:
+    """The field of published solvers that a distilled schedule must beat, no two with the same table.
+
+    `nfe`: model calls, 1 to 100. `field`: "published", every solver as hosts' own options have it, on the
+    grids karras with rho 7 and log (flow: shift 1 and `shift`), each with and without a call at `sigma_min`
+    where the end is 0; or "strongest", in which those come first, and which adds karras rho 3, 5 and 10
+    (flow: shifts 2 and 3), full order to the end, first nodes at 0.5, 0.25, 0.1, 0.05 and 0.025 of
+    `sigma_max` (flow: 0.97, 0.93, 0.85 and 0.75), the analytical first step (arXiv 2210.05475), and every
+    solver of one call a step on the grids of `extra`, each the nfe + 1 sigmas from the first node to
+    `sigma_end`, such as those of GITS (arXiv 2405.11326). About 80 and 1100 schedules at 5 NFE.
+
+    `process`, `sigma_min` (default 0.002), `sigma_max` (default 80, flow 1), `sigma_end` (default 0) and
+    `shift` are those of the model. `made_by["solver"]` and `made_by["grid"]` of each say what it is.
+
+    Raises Error, naming the value that is out of range.
+    """
+    options = {"nfe": nfe, "field": field, "process": process, "shift": shift}
+    options |= {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_end": sigma_end}
+    options["extra"] = [[float(sigma) for sigma in sigmas] for sigmas in extra]
+    found = json.loads(_abi.text(lib.lmsd_rivals, _json(options)))
+    return [Schedule.from_json(file) for file in found]
 
 
 def solve(
@@ -71,7 +108,8 @@ def solve(
     sigma n) or "flow" (x = (1 - sigma) x0 + sigma n). The noise level runs from `sigma_max` (default 80, flow
     1) to `sigma_end` (default 0); `sigma_min` (default 0.002) is the last one before 0. `options`:
     `sigma_start`, the noise level of the x_T that sampling will be given, if above `sigma_max`;
-    `lower_order_final`.
+    `jump_to_zero` [false], no call at `sigma_min`; `lower_order_final` [true]; `afs` [false], the analytical
+    first step, which is one more and calls no model (arXiv 2210.05475; solvers of one call a step).
 
     Raises Error, naming the value that is out of range.
     """
