@@ -3,7 +3,7 @@
 The data are 32x32 crops of the two photographs that scikit-learn ships, box-averaged by 2 to 6 and flipped;
 the class is the photograph. Preconditioning and loss weight are those of EDM (Karras et al. 2022, arXiv
 2206.00364, table 1); labels are dropped at random for classifier-free guidance. The seed fixes every draw,
-the clock the number of steps: 9844 in 24 minutes of half a core for the weights that are kept.
+the clock the number of steps: 9844 in 24 minutes of a shared core for the weights that are kept.
 """
 
 import argparse
