@@ -508,11 +508,14 @@ pub unsafe extern "C" fn lmsd_gram(
     })
 }
 
+/// A field of solvers has a thousand at each NFE, and comparisons take many NFEs at once.
+const MOST_ITEMS: usize = 1 << 16;
+
 /// # Safety
 /// `items` is NULL or has `count` entries.
 unsafe fn slice<'a, T>(items: *const T, count: usize, what: &str) -> Result<&'a [T]> {
-    if count == 0 || count > 4096 {
-        return Err(Error::argument(format!("count is {count}; it must be 1 to 4096")));
+    if count == 0 || count > MOST_ITEMS {
+        return Err(Error::argument(format!("count is {count}; it must be 1 to {MOST_ITEMS}")));
     }
     if items.is_null() {
         return Err(null(what));

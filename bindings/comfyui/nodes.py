@@ -218,7 +218,7 @@ def distil_inputs() -> dict:
             "BOOLEAN",
             {
                 "default": True,
-                "tooltip": "Also measures euler, dpmpp_2m and ipndm, for Schedule Report.",
+                "tooltip": "Also measures every published sampler on its usual grids, for Schedule Report.",
             },
         ),
     }
@@ -348,8 +348,8 @@ class PromptsForDistilling:
 
 class ScheduleReport:
     DESCRIPTION = (
-        "A picture of a schedule: distance to the many-step result against steps, gain over euler, dpmpp_2m "
-        "and ipndm at as many and at twice as many steps, noise levels and weights."
+        "A picture of a schedule: distance to the many-step result against steps, gain over the best sampler "
+        "as published, of all of them, at as many and at twice as many steps, noise levels and weights."
     )
     CATEGORY = CATEGORY
     FUNCTION = "draw"

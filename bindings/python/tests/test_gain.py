@@ -23,45 +23,39 @@ def arguments(mixture):
     return mixture.model, mixture.begin, mixture.like
 
 
-# ---- rivals
+# ---- the race
 
 
-def test_rivals_at_as_many_and_twice_as_many_calls():
-    found = gain.rivals([3, 4])
-    assert {nfe for _, _, nfe in found} == {3, 4, 6, 8}
-    assert {solver for solver, _, _ in found} == set(gain.SOLVERS)
-    for (solver, grid, nfe), schedule in found.items():
-        made = schedule.made_by
-        assert schedule.nfe == nfe and (made["solver"], made["grid"]) == (solver, grid)
-        assert (schedule.process, schedule.sigma_start, schedule.sigma_end) == ("ve", 80.0, 0.0)
-    grids = {grid for solver, grid, nfe in found if (solver, nfe) == ("euler", 4)}
-    assert len(grids) == 6  # karras rho 7 and 4, log; with a call at sigma_min and without
+def test_rounds():
+    assert [gain.plan(batches) for batches in (1, 2, 3, 16)] == [[1], [1, 2], [1, 2, 3], [1, 2, 16]]
+    assert [gain.kept(count, 0) for count in (5, 8, 33, 1100)] == [5, 8, 9, 275]
+    assert [gain.kept(count, 1) for count in (5, 33, 1100)] == [5, 8, 8]
 
 
-def test_rivals_have_the_hosts_levels():
-    levels = {"sigma_min": 0.03, "sigma_max": 14.6}
-    for schedule in gain.rivals([4], ["euler"], **levels).values():
-        assert schedule.sigmas[0] == 14.6 and schedule.sigmas[-1] == 0
-        last = schedule.sigmas[-2]
-        assert last == pytest.approx(0.03) or last > 0.05  # a call at sigma_min, or none
-    for schedule in gain.rivals([4], ["euler"], sigma_max=10.0, sigma_end=0.5).values():
-        assert schedule.sigmas[[0, -1]].tolist() == [10.0, 0.5]
+def test_a_race_measures_all_few_times_and_few_many_times():
+    schedules = lmsd.rivals(3, "published")[:40]
+    truth = {schedule: float(number % 17 + number / 100) for number, schedule in enumerate(schedules)}
+    asked = []
+
+    def distances(field, batches):
+        asked.append((len(field), batches))
+        assert len(set(field)) == len(field)
+        return [truth[schedule] for schedule in field]
+
+    groups = {"all": schedules, "few": schedules[10:13]}
+    own = [lmsd.solve("euler", nfe=7)]
+    truth[own[0]] = 0.125
+    best, found = gain.race(groups, distances, [1, 2, 16], 4, own)
+    assert asked == [(40, 1), (10 + 3, 2), (4 + 3 + 1, 16)]
+    ranked = sorted(schedules, key=truth.__getitem__)
+    assert best["all"] == [(schedule, truth[schedule]) for schedule in ranked[:4]]
+    assert [schedule for schedule, _ in best["few"]] == schedules[10:13] and found == [0.125]
 
 
-def test_rivals_of_flow_models_have_its_shift_too():
-    def shifts(**options):
-        return {grid for _, grid, _ in gain.rivals([4], ["euler"], process="flow", sigma_max=1.0, **options)}
-
-    assert len(shifts()) == len(shifts(shift=3.0)) == 3
-    assert shifts(shift=1.15) - shifts() == {"flow shift=1.15"}
-    found = gain.rivals([4], ["euler"], process="flow", shift=1.15, sigma_max=1.0, sigma_end=0.0)
-    assert all(s.process == "flow" and s.sigmas[0] == 1 for s in found.values())
-
-
-def test_solvers_with_two_calls_a_step_are_left_out_where_they_do_not_fit():
-    found = gain.rivals([3, 4], ["heun", "euler"])
-    assert {nfe for solver, _, nfe in found if solver == "euler"} == {3, 4, 6, 8}
-    assert {nfe for solver, _, nfe in found if solver == "heun"} < {3, 4, 6, 8}
+def test_what_diverges_is_not_among_the_best():
+    schedules = lmsd.rivals(3, "published")[:3]
+    best, _ = gain.race({0: schedules, 1: []}, lambda field, _: [2.0, np.inf, 1.0], [4])
+    assert best == {0: [(schedules[2], 1.0), (schedules[0], 2.0)], 1: []}
 
 
 # ---- measure
@@ -79,7 +73,7 @@ def family():
 def measured(family):
     from mixture import Mixture
 
-    return gain.measure(family, *arguments(Mixture()), solvers=("euler", "dpmpp_2m"), **CONFIG)
+    return gain.measure(family, *arguments(Mixture(size=8)), **CONFIG)
 
 
 def rows(schedule):
@@ -87,7 +81,7 @@ def rows(schedule):
 
 
 def test_every_schedule_gets_the_whole_comparison(family, measured):
-    expected = {(solver, nfe) for solver in ("euler", "dpmpp_2m") for nfe in (3, 4, 6, 8)}
+    expected = {(solver, nfe) for solver in gain.NAMES.values() for nfe in (3, 4, 6, 8)}
     expected |= {("distilled", 3), ("distilled", 4)}
     assert list(measured.schedules) == [3, 4] and measured.report == family.report
     for nfe, schedule in measured.schedules.items():
@@ -100,22 +94,75 @@ def test_every_schedule_gets_the_whole_comparison(family, measured):
     assert all("compared" not in s.made_by or not s.made_by["compared"] for s in family.schedules.values())
 
 
-def test_the_figures_are_those_of_compare_on_the_best_grid(family, measured, mixture):
-    (schedule, *_) = measured.schedules.values()
-    table = rows(schedule)
-    rivals = gain.rivals(family.schedules, ("euler", "dpmpp_2m"))
-    names = [*rivals, *(("distilled", "", nfe) for nfe in family.schedules)]
-    schedules = [*rivals.values(), *family.schedules.values()]
-    distances = lmsd.compare(schedules, *arguments(mixture), **CONFIG)
+def test_the_figures_are_those_of_compare(family, measured):
+    """Of the very schedules that the grid's words name, on every trajectory."""
+    from mixture import Mixture
+
+    table = rows(measured.schedules[3])
+    named, own = {}, {}
+    for name, field in (("best as published", "published"), ("strongest", "strongest")):
+        for nfe in (3, 4, 6, 8):
+            for schedule in lmsd.rivals(nfe, field):
+                named[name, nfe, f"{schedule.made_by['solver']}, {schedule.made_by['grid']}"] = schedule
     for (solver, nfe), row in table.items():
-        mine = [(d, n[1]) for n, d in zip(names, distances, strict=True) if (n[0], n[2]) == (solver, nfe)]
-        assert (row["distance"], row["grid"]) == min(mine)
+        own[solver, nfe] = named.get((solver, nfe, row["grid"]), family.schedules.get(nfe))
+    distances = lmsd.compare(list(own.values()), *arguments(Mixture(size=8)), **CONFIG)
+    assert [table[key]["distance"] for key in own] == pytest.approx(distances)
+    for nfe in (3, 4, 6, 8):
+        assert table["strongest", nfe]["distance"] <= table["best as published", nfe]["distance"]
+
+
+def test_the_best_of_the_field_is_found(family, mixture):
+    """One batch is one round, of everything."""
+    table = rows(gain.measure(family, *arguments(mixture), field="published", **CONFIG).schedules[3])
+    assert not any(solver == "strongest" for solver, _ in table)
+    field = lmsd.rivals(6, "published")
+    distances = lmsd.compare(field, *arguments(mixture), **CONFIG)
+    best = field[int(np.argmin(distances))].made_by
+    assert table["best as published", 6]["distance"] == min(distances)
+    assert table["best as published", 6]["grid"] == f"{best['solver']}, {best['grid']}"
+
+
+def test_grids_of_ones_own_take_part(family, mixture):
+    """Such as one that is good by accident: that of a schedule that was fitted."""
+    own = family.schedules[4].sigmas.tolist()
+    table = rows(gain.measure(family, *arguments(mixture), extra={4: [own]}, **CONFIG).schedules[3])
+    without = rows(gain.measure(family, *arguments(mixture), **CONFIG).schedules[3])
+    assert table["strongest", 4]["distance"] <= without["strongest", 4]["distance"]
+    assert table["best as published", 4] == without["best as published", 4]
+    field = lmsd.rivals(4, extra=[own])[len(lmsd.rivals(4)) :]
+    best = min(lmsd.compare(field, *arguments(mixture), **CONFIG))
+    assert table["strongest", 4]["distance"] == min(best, without["strongest", 4]["distance"])
+
+
+@pytest.mark.parametrize(
+    ("field", "held_out"), [("published", 8), ("published", 16), ("published", 32), ("strongest", 24)]
+)
+def test_calls_are_known_before(family, field, held_out):
+    from mixture import Mixture
+
+    mixture, config = Mixture(size=8), {**CONFIG, "held_out": held_out}
+    gain.measure(family, *arguments(mixture), field=field, **config)
+    expected = gain.calls(family.schedules, held_out // 8, field=field, **config)
+    assert mixture.calls <= expected
+    assert field == "strongest" or mixture.calls == expected
+
+
+def test_fields_have_names(family, mixture):
+    with pytest.raises(ValueError, match="weakest.*published, strongest"):
+        gain.measure(family, *arguments(mixture), field="weakest", **CONFIG)
+
+
+def test_flow_models_have_their_shift(family):
+    levels = {"process": "flow", "sigma_max": 1.0, "made_for": {"shift": 1.15}}
+    more, less = (gain.calls([4], 1, field="published", **(levels | made)) for made in ({}, {"made_for": {}}))
+    assert more > less
 
 
 def test_the_gain_is_on_images_that_nobody_saw(measured):
     """So the figure is not the fit's own, but it is a gain."""
     table = rows(measured.schedules[4])
-    assert table["distilled", 4]["distance"] < 0.5 * table["euler", 4]["distance"]
+    assert table["distilled", 4]["distance"] < 0.9 * table["best as published", 4]["distance"]
     assert table["distilled", 4]["distance"] < table["distilled", 3]["distance"]
     assert table["distilled", 4]["distance"] != measured.schedules[4].made_by["distance"]
 
@@ -127,7 +174,7 @@ def test_batches_are_those_of_a_comparison(family, mixture):
         asked.append(batch)
         return mixture.begin(batch)
 
-    gain.measure(family, mixture.model, begin, mixture.like, solvers=("euler",), **CONFIG)
+    gain.measure(family, mixture.model, begin, mixture.like, field="published", **CONFIG)
     assert asked and min(asked) >= 2**21
 
 
@@ -143,7 +190,7 @@ def test_what_is_no_gain_is_called_handcrafted(mixture):
         *arguments(mixture), nfe=3, progress=lambda told: np.isfinite(told["distance"]), **CONFIG
     )
     assert not found.schedules[3].made_by["improved"]
-    table = rows(gain.measure(found, *arguments(mixture), **CONFIG).schedules[3])
+    table = rows(gain.measure(found, *arguments(mixture), field="published", **CONFIG).schedules[3])
     assert ("handcrafted", 3) in table and ("distilled", 3) not in table
 
 
@@ -175,9 +222,11 @@ def test_the_report_of_measured_schedules(measured):
     shown = drawn(plot_report(schedule))
     table = rows(schedule)
     own = table["distilled", 4]["distance"]
-    for solver in ("euler", "dpmpp_2m"):
+    words = " ".join(shown.split())
+    for name in gain.NAMES.values():
         for nfe in (4, 8):
-            assert f"{table[solver, nfe]['distance'] / own:.2f}x" in shown
+            assert f"{table[name, nfe]['distance'] / own:.2f}x" in shown
+            assert f"{name}, {nfe} calls: {table[name, nfe]['grid']}" in words
     assert f"distance {own:.4g} at 4 calls" in shown and "4 calls, sigma 80 to 0 (ve)" in shown
     assert "NOT an improvement" not in shown
 

@@ -4,6 +4,7 @@ The functions return a `matplotlib.figure.Figure`; `figure.savefig("file.png")` 
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import numpy as np
 
@@ -73,19 +74,22 @@ def plot_distances(table: Mapping[str, Mapping[int, float]]):
 def plot_report(schedule: Schedule):
     """What a schedule gains and what it is made of: its record of comparisons (`lmsd.gain`), and its numbers.
 
-    Distance to the teacher against NFE, for it and its family and for published solvers at as many and at
-    twice as many calls, with the factors between them; below, noise levels, time scaling factors, weights.
+    Distance to the teacher against NFE, for it and its family and for the best of each field of published
+    solvers at as many and at twice as many calls, with the factors between them and which solvers those are;
+    below, noise levels, time scaling factors, weights.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     made = schedule.made_by
-    table = {}
+    table, which = {}, {}
     for row in made.get("compared", []):
         table.setdefault(row["solver"], {})[row["nfe"]] = row["distance"]
+        which[row["solver"], row["nfe"]] = row["grid"]
     if not table:  # a file from elsewhere may know no more than its own distance and its rivals'
         for row in made.get("handcrafted", []):
-            table.setdefault(row["solver"], {})[schedule.nfe] = row["distance"]
+            table.setdefault(row["solver"], {}).setdefault(schedule.nfe, row["distance"])  # best first
+            which.setdefault((row["solver"], schedule.nfe), row["grid"])
         if made.get("distance") is not None:
             table[made["method"]] = {schedule.nfe: made["distance"]}
     own = table.pop(made.get("method"), {})
@@ -111,7 +115,7 @@ def plot_report(schedule: Schedule):
     distance.xaxis.get_major_locator().set_params(integer=True)
     distance.grid(alpha=0.25)
     text.set_axis_off()
-    facts = _plain("\n".join(_facts(schedule, own, table)))
+    facts = _plain("\n".join(_facts(schedule, own, table, which)))
     text.text(0, 1, facts, va="top", family="monospace", size=10)
     title = schedule.name or f"{made.get('method', 'schedule')}, {schedule.nfe} NFE"
     figure.suptitle(_plain(title), weight="bold")
@@ -119,7 +123,7 @@ def plot_report(schedule: Schedule):
     return figure
 
 
-def _facts(schedule: Schedule, own, table) -> list[str]:
+def _facts(schedule: Schedule, own, table, which) -> list[str]:
     """Lines: what the schedule is for, how it was made, and how many times nearer to the teacher it ends."""
     made_for, made = schedule.made_for, schedule.made_by
     lines = [
@@ -144,10 +148,14 @@ def _facts(schedule: Schedule, own, table) -> list[str]:
             "was not beaten, and this is that solver",
         ]
     twice = 2 * schedule.nfe
-    lines += ["", f"{'its distance / this one':<16}", f"{'':<16}{schedule.nfe:>6} calls {twice:>6} calls"]
+    lines += ["", "its distance / this one", f"{'':<18}{schedule.nfe:>6} calls {twice:>6} calls"]
     for name, line in table.items():
         cells = [
             f"{line[n] / distance:.2f}x" if n in line and distance > 0 else "" for n in (schedule.nfe, twice)
         ]
-        lines.append(f"{name:<16}" + " ".join(f"{cell:>12}" for cell in cells))
+        lines.append(f"{name:<18}" + " ".join(f"{cell:>12}" for cell in cells))
+    lines.append("")
+    for (name, nfe), grid in which.items():
+        if name in table and nfe in (schedule.nfe, twice) and grid:
+            lines += wrap(f"{name}, {nfe} calls: {grid}", 60, subsequent_indent="  ")
     return lines
