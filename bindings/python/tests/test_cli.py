@@ -12,6 +12,7 @@ from pathlib import Path
 import lmsd
 import numpy as np
 import pytest
+from lmsd import gain
 
 HERE = Path(__file__).parent
 PROBLEM = str(HERE / "mixture.py")
@@ -115,16 +116,37 @@ def test_distill_show_and_compare(tmp_path):
     problem = [*SMALL[:-1], "--solvers", "heun,dpmpp_2m", "--png", tmp_path / "d.png"]
     lines = [line.split("  ") for line in run("compare", *problem, out, "--nfe", "3-5").splitlines()]
     rows = {line[0]: [cell for cell in line[1:] if cell] for line in lines}
-    assert list(rows)[:2] == ["mean distance to the teacher", str(out)]
+    assert list(rows)[:2] == ["mean distance to the teacher; field: published", str(out)]
     assert len(rows["dpmpp_2m, karras"]) == 3 > len(rows["heun, karras"]) > 0
     assert float(rows[str(out)][1]) < float(rows["dpmpp_2m, karras"][1])
+    best = [float(distance) for distance in rows["best as published"]]
+    assert len(best) == 3 and best[1] <= float(rows["dpmpp_2m, karras"][1])
     assert (tmp_path / "d.png").exists()
+
+
+@pytest.mark.parametrize("field", ["none", "published", "strongest"])
+def test_a_field_is_compared_by_its_best(field):
+    """Everything on the first batch of eight, a few on all four; the table says which field it is."""
+    options = [*SMALL[:-1], "--solvers", "euler", "--nfe", "3-4", "--field", field, "--set", "size=8"]
+    head, *lines = run("compare", *options).splitlines()
+    assert head.split("  ")[0] == "mean distance to the teacher" + f"; field: {field}" * (field != "none")
+    labels = [] if field == "none" else [gain.NAMES[name] for name in gain.fields(field)]
+    table, which = lines[: 2 + len(labels)], lines[2 + len(labels) :]
+    assert [line.split("  ")[0] for line in table] == ["euler, karras", "euler, log", *labels]
+    ends = [float(line.split()[-1]) for line in table[1:]]
+    assert ends == sorted(ends, reverse=True)  # one log grid, all as published, all
+    assert [line.split(": ")[0] for line in which] == [
+        f"{label}, {n} NFE" for label in labels for n in (3, 4)
+    ]
+    if field == "strongest":
+        assert which[-1].endswith(f" (of {len(lmsd.rivals(4, sigma_end=0.002))})")
 
 
 def test_the_digits_are_a_problem():
     pytest.importorskip("safetensors")
     digits = HERE.parents[2] / "examples" / "digits" / "problem.py"
     short = ["--nfe", "3-4", "--solvers", "dpmpp_2m", "--held-out", 8, "--teacher-nfe", 20, "--set", "size=8"]
+    short += ["--field", "none"]
     plain = run("compare", "--problem", digits, "--guidance", 3, *short)
     for option in ("snapped", "half", "seed"):
         other = run("compare", "--problem", digits, "--guidance", 3, *short, "--set", f"{option}=true")

@@ -29,6 +29,7 @@ import sys
 from pathlib import Path
 
 import lmsd
+from lmsd import gain
 
 PROBLEM_OPTIONS = ("process", "sigma_min", "sigma_max", "sigma_end", "made_for", "seeds")
 SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm_4", "unipc_bh2_3")
@@ -311,15 +312,34 @@ def compare_on(args, ranks) -> int:
                         continue  # takes two calls a step: not every NFE
                     raise
                 entries[f"{solver}, {grid}", nfe] = schedule
-    distances = lmsd.compare(
-        list(entries.values()), problem.model, problem.begin, problem.like, ranks=ranks, **config
-    )
+    fields = {}
+    for name in () if args.field == "none" else gain.fields(args.field):
+        shift = (config["made_for"] or {}).get("shift")
+        for nfe in sorted(nfes):
+            fields[name, nfe] = lmsd.rivals(nfe, name, process=process, shift=shift, **sigmas)
+    size = len(problem.like)
+
+    def distances(schedules, batches):
+        options = {**config, "held_out": batches * size}
+        return lmsd.compare(schedules, problem.model, problem.begin, problem.like, ranks=ranks, **options)
+
+    batches = -(-(config["held_out"] or 64) // size)
+    rounds = gain.plan(batches) if fields else [batches]
+    best, found = gain.race(fields, distances, rounds, own=list(entries.values()))
     table = {}
-    for (name, nfe), distance in zip(entries, distances, strict=True):
+    for (name, nfe), distance in zip(entries, found, strict=True):
         table.setdefault(name, {})[nfe] = distance
-    rows = [["mean distance to the teacher", *(f"{nfe} NFE" for nfe in sorted(nfes))]]
+    which = []
+    for (name, nfe), ranked in best.items():
+        for schedule, distance in ranked[:1]:
+            table.setdefault(gain.NAMES[name], {})[nfe] = distance
+            made, count = schedule.made_by, len(fields[name, nfe])
+            which.append(f"{gain.NAMES[name]}, {nfe} NFE: {made['solver']}, {made['grid']} (of {count})")
+    about = f"; field: {args.field}" if fields else ""
+    rows = [[f"mean distance to the teacher{about}", *(f"{nfe} NFE" for nfe in sorted(nfes))]]
     rows += [[name, *(number(row.get(nfe)) for nfe in sorted(nfes))] for name, row in table.items()]
     print_table(rows)
+    print("".join(f"{line}\n" for line in which), end="")
     if args.png and (ranks is None or ranks.rank == 0):
         from .plots import plot_distances
 
@@ -434,6 +454,14 @@ def parser() -> argparse.ArgumentParser:
         "--nfe", type=nfe_range, help="NFEs of the published solvers besides those of the files, such as 3-8"
     )
     p.add_argument("--solvers", default=",".join(SOLVERS), help="published solvers (default %(default)s)")
+    p.add_argument(
+        "--field",
+        choices=[*gain.NAMES, "none"],
+        default="published",
+        help="a field of published solvers, of which the best is told: as hosts have them (some 80 at each "
+        "NFE), or the strongest too (some 1100: tuned grids, starts below, analytical first step), "
+        "by successive halving (default %(default)s)",
+    )
     p.add_argument("--png", help="a picture to write (needs matplotlib)")
 
     p = command(validate, "check schedule files; exit code 1 if any is refused")
