@@ -91,15 +91,15 @@ def by_node(pack, host, model, schedule):
 
 def test_the_newest_file_for_model_and_steps_is_taken(asked, host):
     model, other = Model("edm"), Model("edm", name="SDXL")
-    newest = saved(asked, host, "newest", 10, model=model, steps=4, rho=5.0)
-    saved(asked, host, "older", 20, model=model, steps=4)
-    saved(asked, host, "more steps", 5, model=model, steps=6)
+    newest = saved(asked, host, "newest", 10_000, model=model, steps=4, rho=5.0)
+    saved(asked, host, "older", 20_000, model=model, steps=4)
+    saved(asked, host, "more steps", 5_000, model=model, steps=6)
     saved(asked, host, "other family", 0, model=other, steps=4)
     saved(asked, host, "other process", 0, model=Model("flow"), steps=4)
     (host.models / "lmsd_schedules" / "broken.json").write_text("{")
     torch.testing.assert_close(run(host, model, 4), by_node(asked, host, model, newest))
     assert model.model.calls == 8
-    saved(asked, host, "newer", 1, model=model, steps=4, solver="euler")
+    saved(asked, host, "newer", 1_000, model=model, steps=4, solver="euler")
     assert not torch.equal(run(host, model, 4), by_node(asked, host, model, newest))
 
 

@@ -158,24 +158,24 @@ from importlib import util
 patch = type("Patch", (), {{"setitem": staticmethod(lambda into, name, value: into.update({{name: value}}))}})
 with tempfile.TemporaryDirectory() as folder:
     fake_comfy.install(patch, pathlib.Path(folder, "host"))
-    before, start, busy = set(sys.modules), time.perf_counter(), time.process_time()
+    before, start, host = set(sys.modules), time.perf_counter(), time.process_time()
     spec = util.spec_from_file_location("pack", {init!r}, submodule_search_locations=[{pack!r}])
     sys.modules["pack"] = module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    print(len(module.NODE_CLASS_MAPPINGS), time.perf_counter() - start, time.process_time() - busy)
+    print(len(module.NODE_CLASS_MAPPINGS), time.perf_counter() - start, time.process_time() - host, host)
     print(*sorted(set(sys.modules) - before))
 """
 
 
 def test_the_import_is_quick_and_light(capsys):
-    """In a fresh process that has torch and numpy already, as ComfyUI: under half a second of work."""
+    """In a fresh process that has torch and numpy already, as ComfyUI: a tenth of their work at most."""
     script = MEASURE.format(tests=str(PACK / "tests"), init=str(PACK / "__init__.py"), pack=str(PACK))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
-    count, wall, busy = first.split()
+    count, wall, busy, others = first.split()
     with capsys.disabled():
         print(f" [import: {float(wall):.3f} s, {float(busy):.3f} s of it work] ", end="")
-    assert int(count) == 7 and float(busy) < 0.5
+    assert int(count) == 7 and float(busy) < 0.1 * float(others)
     loaded = set(second.split())
     assert "lmsd" in loaded and not loaded & {
         "matplotlib",
