@@ -40,18 +40,24 @@ def race(
     """The best of each group by successive halving, and the distances of `own`, measured in the last round.
 
     `distances(schedules, n)` measures schedules over n batches, or whatever `rounds` counts. Groups may share
-    schedules: each is measured once a round. Per group: what reached the last round, best first, with its
-    distance there; without those that diverge.
+    schedules: each is measured once a round. Per group: all of it that reached the last round, through
+    whichever group, best first, with the distances there; without what diverges.
     """
     left = {key: list(group) for key, group in groups.items()}
     for number, batches in enumerate(rounds):
         last = number + 1 == len(rounds)
         field = list(dict.fromkeys([s for group in left.values() for s in group] + list(own) * last))
         found = dict(zip(field, distances(field, batches), strict=True)) if field else {}
-        for key, group in left.items():
-            order = sorted(group, key=found.__getitem__)
-            left[key] = order if last else order[: kept(len(groups[key]), number, finalists)]
-    best = {key: [(s, found[s]) for s in group if found[s] < math.inf] for key, group in left.items()}
+        if not last:
+            for key, group in left.items():
+                order = sorted(group, key=found.__getitem__)
+                left[key] = order[: kept(len(groups[key]), number, finalists)]
+    best = {}
+    for key, group in groups.items():
+        measured = [
+            (schedule, found[schedule]) for schedule in group if found.get(schedule, math.inf) < math.inf
+        ]
+        best[key] = sorted(measured, key=lambda pair: pair[1])
     return best, [found[schedule] for schedule in own]
 
 
