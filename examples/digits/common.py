@@ -1,4 +1,4 @@
-"""What the demo and the benchmarks share: handcrafted solvers on every grid, and measurements on trajectories
+"""What the demo and the benchmarks share: the fields of published solvers, and measurements on trajectories
 that no distillation sees.
 
 Distances are means over trajectories of the Euclidean distance, in pixels of [-1, 1], between the end point
@@ -8,25 +8,17 @@ of a schedule and that of the teacher from the same noise and the same label.
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import lmsd
 import numpy as np
 from classifier import Classifier, frechet
+from lmsd import gain
 
 TEACHER = {"teacher": "unipc_bh2_3", "teacher_nfe": 100}  # what lmsd.distill uses by default
 TEST_BATCHES = 1 << 21  # the first batch that lmsd.compare asks for; distillation stays below
-RANKING_BATCHES = 1 << 20  # added to that: the batches that only rank handcrafted solvers
-OTHER_NAMES = ("ddim", "deis_1", "lms_1", "ipndm_1")  # of euler
-GRIDS = [{"kind": "karras", "rho": rho} for rho in (3, 5, 7, 10)] + [{"kind": "log"}]
-
-
-class Handcrafted(NamedTuple):
-    """A published solver on a grid."""
-
-    solver: str
-    setting: str
-    schedule: lmsd.Schedule
+RANKING_BATCHES = 1 << 20  # added to that: the batches that only rank published solvers
+RANKING = (8, 64)  # trajectories of the first two rounds of a contest
+FIELDS = gain.NAMES  # of published solvers: name -> words
 
 
 def config(problem):
@@ -45,37 +37,31 @@ def teacher(problem):
     return lmsd.solve(TEACHER["teacher"], nfe=TEACHER["teacher_nfe"], **sigmas(problem))
 
 
-def handcrafted(problem, nfe, solvers=None):
-    """Every published solver (or those of `solvers`) on every grid, with and without lower order at the end.
+def field(problem, nfe, name, solvers=None):
+    """The schedules of a field of published solvers, or those of `solvers` in it."""
+    found = lmsd.rivals(nfe, name, process=problem.process, **sigmas(problem))
+    return [schedule for schedule in found if not solvers or schedule.made_by["solver"] in solvers]
 
-    One table for each solver, grid and order; solvers may share tables.
+
+def which(schedule):
+    """A published solver and its grid, in words."""
+    return f"{schedule.made_by['solver']}, {schedule.made_by['grid']}"
+
+
+def contest(make, groups, test, count, rounds=RANKING, finalists=gain.FINALISTS):
+    """The best of each group over `count` test trajectories: name -> [(schedule, distance)], best first.
+
+    All take part on the first of `rounds` of ranking trajectories, the best quarter on the second, the best
+    `finalists` on those of the problem `test`. `make(size)` makes the problem with batches of that size.
     """
-    found = {}
-    for solver in solvers or [solver["name"] for solver in lmsd.solvers()]:
-        for grid in GRIDS if solver not in OTHER_NAMES else ():
-            for lower in (True, False):
-                options = {"grid": grid, "lower_order_final": lower, **sigmas(problem)}
-                try:
-                    schedule = lmsd.solve(solver, nfe=nfe, **options)
-                except lmsd.Error:  # two calls a step: not every NFE
-                    continue
-                setting = grid["kind"] + (f" rho {grid['rho']}" if "rho" in grid else "")
-                setting += "" if lower else ", full order to the end"
-                found.setdefault((solver, table(schedule)), Handcrafted(solver, setting, schedule))
-    return list(found.values())
 
+    def distances(schedules, trajectories):
+        if trajectories is None:
+            return measure(test, schedules, count)
+        return measure(make(trajectories), schedules, trajectories, RANKING_BATCHES)
 
-def table(schedule):
-    """All that sampling sees of a schedule."""
-    return json.dumps(schedule.to_dict()["nodes"])
-
-
-def unique(candidates):
-    """Without those whose table another one before them has."""
-    found = {}
-    for candidate in candidates:
-        found.setdefault(table(candidate.schedule), candidate)
-    return list(found.values())
+    best, _ = gain.race(groups, distances, [*rounds, None], finalists)
+    return best
 
 
 def measure(problem, schedules, trajectories, first=0):
@@ -84,18 +70,8 @@ def measure(problem, schedules, trajectories, first=0):
     def begin(index):
         return problem.begin(index + first)
 
-    tables = {table(schedule): schedule for schedule in schedules}
     options = {**config(problem), "held_out": trajectories}
-    distances = lmsd.compare(list(tables.values()), problem.model, begin, problem.like, **options)
-    found = dict(zip(tables, distances, strict=True))
-    return [found[table(schedule)] for schedule in schedules]
-
-
-def ranked(problem, candidates, trajectories):
-    """`candidates` (Handcrafted), best first, by trajectories that nothing else uses."""
-    schedules = [candidate.schedule for candidate in candidates]
-    distances = measure(problem, schedules, trajectories, RANKING_BATCHES)
-    return [candidates[i] for i in np.argsort(distances, kind="stable")]
+    return lmsd.compare(schedules, problem.model, begin, problem.like, **options)
 
 
 def end_points(problem, schedule, trajectories):
@@ -119,7 +95,7 @@ class Frechet:
 
 
 def calls_needed(best, distance):
-    """NFE at which handcrafted solvers reach `distance`; `best` maps NFE to the distance of the best of them.
+    """NFE at which a field reaches `distance`; `best` maps NFE to the distance of the best in it.
 
     Between measured NFEs by interpolation of the logarithm; None where the last of them is still worse.
     """

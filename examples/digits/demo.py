@@ -1,5 +1,5 @@
-"""Distils few-step samplers for the digits network, measures them against every handcrafted solver, and
-writes schedules, pictures and a page to look at.
+"""Distils few-step samplers for the digits network, measures them against the fields of published solvers (as
+published, and the strongest: see lmsd.rivals), and writes schedules, pictures and a page to look at.
 
     python examples/digits/demo.py --out out/demo
 
@@ -8,9 +8,13 @@ A few minutes on two cores. Ctrl-C keeps what was distilled so far, writes what 
 
 import argparse
 import contextlib
+import functools
+import multiprocessing
 import os
+import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,25 +22,25 @@ from typing import NamedTuple
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import lmsd
-import numpy as np
 import report
 from common import (
+    FIELDS,
+    RANKING,
     Frechet,
-    Handcrafted,
     calls_needed,
     config,
+    contest,
     end_points,
-    handcrafted,
+    field,
     measure,
     print_table,
-    ranked,
     teacher,
+    which,
 )
 from lmsd.cli import first_interrupt, nfe_range
 from problem import problem
 from tqdm import tqdm
 
-RANKING = 64  # trajectories that choose the grid of each handcrafted solver
 FEW_SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm_2", "deis_2", "unipc_bh2_3")
 INTERRUPTED = 130
 
@@ -44,7 +48,9 @@ INTERRUPTED = 130
 class Measured(NamedTuple):
     """Distances at one NFE over the test trajectories."""
 
-    handcrafted: list[tuple[Handcrafted, float]]  # each solver on its best grid, best first
+    fields: dict[
+        str, list[tuple[lmsd.Schedule, float]]
+    ]  # "published": each solver on its best grid; best first
     distilled: float | None
 
 
@@ -63,21 +69,38 @@ def distil(digits, args, hits):
         return lmsd.distill(digits.model, digits.begin, digits.like, progress=progress, **options)
 
 
-def measure_all(digits, schedules, test, solvers, nfes, hits):
-    """NFE -> Measured. An interrupt meanwhile ends it after the NFE in work."""
-    found, before = {}, len(hits)
-    for nfe in tqdm(nfes, desc="handcrafted solvers on all grids", unit="NFE", disable=None):
-        best = {}
-        for candidate in ranked(digits, handcrafted(digits, nfe, solvers), RANKING):
-            best.setdefault(candidate.solver, candidate)
-        field = list(best.values())
-        own = [schedules[nfe]] if nfe in schedules else []
-        distances = measure(digits, [c.schedule for c in field] + own, test)
-        order = [i for i in np.argsort(distances[: len(field)]) if np.isfinite(distances[i])]
-        found[nfe] = Measured([(field[i], distances[i]) for i in order], distances[-1] if own else None)
-        if len(hits) > before:
-            break
-    return found
+def measure_one(guidance, seed, nfe, own, test, solvers):
+    """Measured at one NFE; `own` is the distilled schedule or None. Runs in a process of its own."""
+    make = functools.partial(problem, guidance, seed=seed)
+    digits, groups = make(), {}
+    for schedule in field(digits, nfe, "published", solvers):
+        groups.setdefault(schedule.made_by["solver"], []).append(schedule)
+    best = contest(make, groups, digits, test, RANKING[1:], finalists=1).values()
+    published = sorted((pair for pairs in best for pair in pairs), key=lambda pair: pair[1])
+    everything = {"strongest": field(digits, nfe, "strongest", solvers)}
+    strongest = contest(make, everything, digits, test)["strongest"] + published[:1]
+    strongest.sort(key=lambda pair: pair[1])
+    distilled = measure(digits, [own], test)[0] if own else None
+    return Measured({"published": published, "strongest": strongest}, distilled)
+
+
+def measure_all(args, schedules, test, solvers, nfes, hits):
+    """NFE -> Measured. An interrupt meanwhile ends it after the NFEs in work."""
+    before = len(hits)
+    ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for all
+    spawn = multiprocessing.get_context("spawn")  # a fork would be without the library's threads
+    with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=ignore) as pool:
+        work = {}
+        for nfe in sorted(nfes, reverse=True):  # the longest first
+            task = pool.submit(measure_one, args.guidance, args.seed, nfe, schedules.get(nfe), test, solvers)
+            work[task] = nfe
+        for _ in tqdm(
+            as_completed(work), total=len(work), desc="published solvers", unit="NFE", disable=None
+        ):
+            if len(hits) > before:
+                break
+        found = {nfe: task.result() for task, nfe in work.items() if not task.cancel()}
+    return dict(sorted(found.items()))
 
 
 def compared(digits, schedules, measured, test):
@@ -85,29 +108,25 @@ def compared(digits, schedules, measured, test):
     frechet = Frechet()
     goal = teacher(digits)
     wanted, labels = end_points(digits, goal, test)
-    best = {nfe: at.handcrafted[0][1] for nfe, at in measured.items()}
+    best = {name: {nfe: at.fields[name][0][1] for nfe, at in measured.items()} for name in FIELDS}
     rows = []
     for nfe, at in measured.items():
         if at.distilled is None:
             continue
-        (winner, distance), *_ = at.handcrafted
-        other, _ = end_points(digits, winner.schedule, test)
         own, _ = end_points(digits, schedules[nfe], test)
-        rows.append(
-            {
-                "nfe": nfe,
-                "solver": winner.solver,
-                "setting": winner.setting,
-                "handcrafted": distance,
-                "distilled": at.distilled,
+        row = {"nfe": nfe, "distance": at.distilled, "frechet": frechet(own), "images": own, "fields": {}}
+        for name in FIELDS:
+            winner, distance = at.fields[name][0]
+            images, _ = end_points(digits, winner, test)
+            row["fields"][name] = {
+                "which": which(winner),
+                "distance": distance,
                 "ratio": distance / at.distilled,
-                "calls": calls_needed(best, at.distilled),
-                "frechet_handcrafted": frechet(other),
-                "frechet_distilled": frechet(own),
-                "handcrafted_images": other,
-                "distilled_images": own,
+                "calls": calls_needed(best[name], at.distilled),
+                "frechet": frechet(images),
+                "images": images,
             }
-        )
+        rows.append(row)
     return rows, {"calls": goal.nfe, "images": wanted, "labels": labels, "frechet": frechet(wanted)}
 
 
@@ -115,24 +134,24 @@ def print_results(rows, goal, test):
     """The table on the terminal."""
     print(f"\nMean distance to the teacher on {test} test trajectories, and Frechet distance to the training")
     print(f"images, of which the teacher has {goal['frechet']:.3f}. Lower is better for both.\n")
-    head = ["NFE", "distilled", "best handcrafted", "ratio", "as good as"]
-    head += ["Frechet distilled", "handcrafted", "best handcrafted solver"]
+    head = ["NFE", "field", "its best", "distilled", "ratio", "as good as", "Frechet, field", "distilled"]
     cells = []
     for row in rows:
-        calls = "more" if row["calls"] is None else f"{row['calls']:.1f}"
-        cells.append(
-            [
-                str(row["nfe"]),
-                f"{row['distilled']:.4f}",
-                f"{row['handcrafted']:.4f}",
-                f"{row['ratio']:.1f}x",
-                f"{calls} calls",
-                f"{row['frechet_distilled']:.3f}",
-                f"{row['frechet_handcrafted']:.3f}",
-                f"{row['solver']}, {row['setting']}",
-            ]
-        )
-    print_table(head, cells)
+        for name, best in row["fields"].items():
+            cells.append(
+                [
+                    str(row["nfe"]),
+                    FIELDS[name],
+                    f"{best['distance']:.4f}",
+                    f"{row['distance']:.4f}",
+                    f"{best['ratio']:.1f}x",
+                    "more" if best["calls"] is None else f"{best['calls']:.1f} calls",
+                    f"{best['frechet']:.3f}",
+                    f"{row['frechet']:.3f}",
+                    best["which"],
+                ]
+            )
+    print_table([*head, "best solver of the field"], cells)
 
 
 def arguments():
@@ -169,16 +188,21 @@ def main():
         nfes, solvers, test = list(schedules), None, args.test
         if args.quick or hits:
             solvers, test = FEW_SOLVERS, min(test, 64)
-        if not hits:  # how many calls would handcrafted solvers need?
+        if not hits:  # how many calls would published solvers need?
             nfes += range(max(nfes) + 2 - max(nfes) % 2, 2 * max(nfes) + 1, 2)
-        measured = measure_all(digits, schedules, test, solvers, nfes, hits)
+        measured = measure_all(args, schedules, test, solvers, nfes, hits)
         rows, goal = compared(digits, schedules, measured, test)
         print_results(rows, goal, test)
         how = {
             "guidance": args.guidance,
             "test": test,
             "ranking": RANKING,
-            "solvers": len(lmsd.solvers()) if solvers is None else len(solvers),
+            "solvers": sum(solver["competes"] for solver in lmsd.solvers())
+            if solvers is None
+            else len(solvers),
+            "counts": {
+                name: [len(field(digits, row["nfe"], name, solvers)) for row in rows] for name in FIELDS
+            },
             "interrupted": bool(hits),
             "report": distilled.report,
         }
