@@ -746,20 +746,27 @@ pub unsafe extern "C" fn lmsd_sampler_free(sampler: *mut LmsdSampler) {
 pub struct LmsdProgress {
     /// `sizeof(lmsd_progress)` of the library.
     pub struct_size: usize,
-    /// 0 teacher, 1 ranking the handcrafted solvers, 2 fitting, 3 growing by a node.
+    /// 0 teacher, 1 ranking the published solvers, 2 fitting, 3 growing by a node, 4 the plan is made: told
+    /// once, before the long part, with the calls and seconds that it will take.
     pub phase: i32,
     /// NFE of the schedule in work.
     pub nfe: usize,
     /// Batch calls of the model so far, the teacher's among them.
     pub calls: u64,
-    /// How many there will be, at most; an estimate.
+    /// How many there will be: until the plan is made those before it, then by the plan.
     pub calls_expected: u64,
     /// Best held-out distance at this NFE so far; infinite before the first.
     pub distance: f64,
-    /// Held-out distance of the best handcrafted solver at this NFE; infinite before it is known.
+    /// Held-out distance of the best of the strongest published field at this NFE; infinite before it is
+    /// known.
     pub handcrafted: f64,
     /// Estimated seconds to the end.
     pub seconds_left: f64,
+    /// Trajectories in a batch: so many image-calls is one call.
+    pub batch: usize,
+    /// With the plan: how many times nearer to the teacher than the best of the strongest published field
+    /// similar runs have ended at `nfe`; infinite before.
+    pub gain_expected: f64,
 }
 
 /// The host's side of a distillation. Functions get `user_data` first, run on the calling thread,
@@ -862,6 +869,8 @@ impl Problem<Handle> for HostProblem {
             distance: p.distance,
             handcrafted: p.handcrafted,
             seconds_left: p.seconds_left,
+            batch: p.batch,
+            gain_expected: p.gain_expected,
         };
         // SAFETY: the host's promise.
         unsafe { progress(self.0.user_data, &told) == 0 }

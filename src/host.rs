@@ -66,6 +66,9 @@ pub struct LmsdHost {
             outs: *mut *mut c_void,
         ) -> c_int,
     >,
+    /// Number of elements of a tensor, 0 where that is not known. A distillation checks by it that x_T has
+    /// the level of noise that it should have. May be NULL.
+    pub elements: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *const c_void) -> usize>,
 }
 
 /// A tensor of either kind.
@@ -108,8 +111,12 @@ impl Backend {
         if host.is_null() {
             return Ok(Self::Cpu);
         }
-        // SAFETY: the caller's promise; older versions end before `error` and before `alloc_many`.
-        let older = [offset_of!(LmsdHost, error), offset_of!(LmsdHost, alloc_many)];
+        // SAFETY: the caller's promise; older versions end before these.
+        let older = [
+            offset_of!(LmsdHost, error),
+            offset_of!(LmsdHost, alloc_many),
+            offset_of!(LmsdHost, elements),
+        ];
         let host = unsafe { read_sized(host, "host", "lmsd_host", &older) }?;
         for (name, missing) in [
             ("alloc", host.alloc.is_none()),
@@ -239,6 +246,17 @@ impl Tensors for Backend {
             "alloc_many of the host returned 0 but wrote {} tensors of {count}",
             tensors.len()
         )))
+    }
+
+    fn elements(&self, of: &Handle) -> Option<usize> {
+        match (self, of) {
+            (Self::Host(host), of) => {
+                let elements = host.elements?;
+                // SAFETY: the host's promise.
+                Some(unsafe { elements(host.user_data, of.pointer()) }).filter(|n| *n > 0)
+            }
+            (Self::Cpu, of) => Cpu.elements(cpu(of).ok()?),
+        }
     }
 
     fn lincomb(&self, out: &mut Handle, terms: &[(f64, &Handle)]) -> Result<()> {

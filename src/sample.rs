@@ -242,6 +242,10 @@ impl<B: Tensors> Tensors for &B {
         (**self).copy(of)
     }
 
+    fn elements(&self, of: &B::Tensor) -> Option<usize> {
+        (**self).elements(of)
+    }
+
     fn lincomb(&self, out: &mut B::Tensor, terms: &[(f64, &B::Tensor)]) -> Result<()> {
         (**self).lincomb(out, terms)
     }

@@ -37,6 +37,11 @@ pub trait Tensors {
     /// No term is `out`. A term with factor 0 counts as absent, even if it is not finite.
     fn lincomb(&self, out: &mut Self::Tensor, terms: &[(f64, &Self::Tensor)]) -> Result<()>;
 
+    /// Number of elements of a tensor, where it is known.
+    fn elements(&self, _of: &Self::Tensor) -> Option<usize> {
+        None
+    }
+
     /// Inner products within each trajectory, accumulated in float64:
     /// `gram[(b * k + i) * k + j] = <columns[i][b], columns[j][b]>` for k columns.
     fn gram(&self, columns: &[&Self::Tensor]) -> Result<Vec<f64>>;
@@ -455,6 +460,10 @@ impl Tensors for Cpu {
     /// Fails only where memory is out.
     fn alloc(&self, like: &CpuTensor) -> Result<CpuTensor> {
         CpuTensor::zeros(like.dtype, like.shape())
+    }
+
+    fn elements(&self, of: &CpuTensor) -> Option<usize> {
+        Some(of.shape().iter().map(|&n| n as usize).product())
     }
 
     /// One pass over all terms; the output is not read. float64 is accumulated in float64, all else

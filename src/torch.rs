@@ -236,6 +236,10 @@ impl Tensors for Torch {
         Ok(like.f_empty_like()?)
     }
 
+    fn elements(&self, of: &Tensor) -> Option<usize> {
+        Some(of.numel())
+    }
+
     /// Parts of one buffer, which combinations of them read as one matrix.
     fn alloc_many(&self, like: &Tensor, count: usize) -> Result<Vec<Tensor>> {
         let _no_grad = tch::no_grad_guard();

@@ -1,8 +1,9 @@
-//! The checkpoint: every measurement of a run, one line each, in the order they were made. The
-//! optimiser is a deterministic function of its measurements, so a killed run resumes by reading
-//! them back instead of calling the model, and goes on to the same result. Knows nothing of what
-//! the numbers mean.
+//! The checkpoint: every measurement of a run, one line each, under a key that says what was measured
+//! on what. The run is a deterministic function of its measurements, so one that was killed, or that
+//! had fewer calls to spend, goes on by reading them back instead of calling the model. Knows
+//! nothing of what the numbers mean.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,22 +16,69 @@ use crate::schedule::write_atomic;
 /// A checkpoint larger than this is refused unread.
 const MAX_BYTES: u64 = 1 << 30;
 
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Whether noise and model are what they should be.
+    Check,
+    /// The teacher's run, recorded.
+    Record,
+    /// Distances of schedules.
+    Distances,
+    /// A Jacobian.
+    Linearise,
+    /// A step tried.
+    Trial,
+    /// The Jacobian after a trial.
+    Update,
+    /// Calls that are left, by the clock.
+    Clock,
+}
+
+/// A key: the same for the same measurement, whatever the machine and the version of the compiler.
+#[derive(Clone)]
+pub struct Key(u64);
+
+impl Key {
+    pub fn of(kind: Kind) -> Self {
+        Self(0xcbf2_9ce4_8422_2325).and(kind as u64)
+    }
+
+    /// FNV-1a.
+    pub fn and(mut self, value: u64) -> Self {
+        for byte in value.to_le_bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        self
+    }
+
+    pub fn and_all(self, values: impl IntoIterator<Item = u64>) -> Self {
+        values.into_iter().fold(self, Self::and)
+    }
+
+    pub fn number(&self) -> u64 {
+        self.0
+    }
+}
+
 #[derive(Serialize, Deserialize, Clone)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// What was measured; checked on reading back.
-    pub what: String,
-    /// Batch calls of the model that it took.
-    pub calls: u64,
+    pub kind: Kind,
+    pub key: u64,
+    /// Batch calls that it took: the teacher's, all others.
+    pub calls: [u64; 2],
     /// Seconds into the run when it was done.
     pub seconds: f64,
-    pub values: Vec<f64>,
+    /// Null where not finite.
+    pub values: Vec<Option<f64>>,
 }
 
 #[derive(Default)]
 pub struct Journal {
     file: Option<(PathBuf, File)>,
-    past: std::collections::VecDeque<Record>,
+    past: HashMap<u64, Record>,
 }
 
 fn io(path: &Path, e: std::io::Error) -> Error {
@@ -41,7 +89,7 @@ impl Journal {
     /// Opens a checkpoint, or starts one. `head` is one line that describes the run; a file with
     /// another one is refused. A last line that a kill cut short is dropped.
     pub fn open(path: &Path, head: &str) -> Result<Self> {
-        let mut past = std::collections::VecDeque::new();
+        let mut past = HashMap::new();
         match fs::metadata(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 write_atomic(path, format!("{head}\n").as_bytes())?;
@@ -67,10 +115,11 @@ impl Journal {
                     ));
                 }
                 for (number, line) in lines.enumerate() {
-                    past.push_back(serde_json::from_str(line).map_err(|e| {
+                    let record: Record = serde_json::from_str(line).map_err(|e| {
                         let message = format!("checkpoint {}, line {}: {e}", path.display(), number + 2);
                         Error::new(Status::Io, message)
-                    })?);
+                    })?;
+                    past.entry(record.key).or_insert(record);
                 }
                 if whole < text.len() {
                     write_atomic(path, &text.as_bytes()[..whole])?;
@@ -81,19 +130,20 @@ impl Journal {
         Ok(Self { file: Some((path.into(), file)), past })
     }
 
-    /// Number of measurements that can be read back.
-    pub fn len(&self) -> usize {
-        self.past.len()
+    /// The keys of what can be read back, in order.
+    pub fn keys(&self) -> Vec<u64> {
+        let mut keys: Vec<u64> = self.past.keys().copied().collect();
+        keys.sort_unstable();
+        keys
     }
 
-    /// The next measurement of the run that this one resumes, if there is one.
-    pub fn replay(&mut self, what: &str) -> Result<Option<Record>> {
-        let Some(record) = self.past.pop_front() else { return Ok(None) };
-        if record.what != what {
-            return Err(Error::new(
-                Status::Mismatch,
-                format!("the checkpoint has '{}' where this run measures '{what}'; remove it", record.what),
-            ));
+    /// The measurement with this key, once. None on ranks that have no checkpoint.
+    pub fn replay(&mut self, kind: Kind, key: &Key) -> Result<Option<Record>> {
+        let Some(record) = self.past.remove(&key.number()) else { return Ok(None) };
+        if record.kind != kind {
+            let message =
+                format!("the checkpoint has {:?} where this run measures {kind:?}; remove it", record.kind);
+            return Err(Error::new(Status::Mismatch, message));
         }
         Ok(Some(record))
     }

@@ -1,26 +1,41 @@
-//! Distillation: from handcrafted schedules to one fitted to a model, by forward calls only.
+//! Distillation: from published schedules to one fitted to a model, by forward calls only.
 //!
-//! The teacher's end points are found once; handcrafted starts are ranked; Levenberg-Marquardt
-//! lowers the mean Euclidean distance to the teacher; a family of NFEs grows node by node;
-//! held-out trajectories decide what is kept. The design space is that of DLMS (OpenReview
-//! vkOFOUDLTn), the optimiser is not.
+//! A recorded run of the teacher and a few model calls rank the strongest published field; online
+//! Gauss-Newton lowers the mean Euclidean distance to the teacher's end points on trajectories that are
+//! fresh each time; a family of NFEs grows node by node; held-out trajectories decide what is kept. The
+//! design space is that of DLMS (OpenReview vkOFOUDLTn), the optimiser is not.
 //!
-//! `ranks` (many processes), `journal` <- `measure` (batches, teacher, distances, Jacobians) <- `fit` <-
-//! `family`.
+//! ```text
+//! run       the whole, from checks to what is kept
+//! plan      how many calls for what, before the long part
+//! starts    the field, ranked        grow      where a new node goes
+//! optimise  the fit: numbers only    unknowns  the numbers of a schedule
+//! jacobian  linearisations           teacher   its run, recorded
+//! bench     batches and measurements
+//! account   calls, time, progress    journal   the checkpoint     ranks   many processes
+//! ```
 
-mod family;
-mod fit;
+mod account;
+mod bench;
+mod grow;
+mod jacobian;
 mod journal;
-mod measure;
+pub mod optimise;
+mod plan;
 mod ranks;
+mod run;
+mod starts;
+mod teacher;
+mod unknowns;
 
-pub use family::{compare, distill};
+pub use run::{compare, distill};
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::field::Levels;
 use crate::schedule::{MadeFor, Named, Process, Schedule};
 use crate::solver::Grid;
 
@@ -55,14 +70,16 @@ pub struct Config {
     pub sigma_max: f64,
     /// Noise level of the result: 0, or usually `sigma_min`.
     pub sigma_end: f64,
-    /// Trajectories to fit to; rounded up to whole batches of the host's size.
+    /// Fresh trajectories that each fit gets, in batches of 8 to 16, rounded up to whole ones of the host's
+    /// size. A batch of more than 16 makes fits dearer than they need to be: they want eight steps at least.
     pub trajectories: usize,
     /// Held-out trajectories that decide what is kept; rounded up to whole batches.
     pub held_out: usize,
-    /// The teacher: a handcrafted solver on a fine grid. Default: unipc_bh2_3; lms_4 for flow.
+    /// The teacher: a published solver on a fine grid. Default: deis_3.
     pub teacher: Option<String>,
-    /// Its number of model calls.
-    pub teacher_nfe: usize,
+    /// Its number of model calls, at least twice `nfe`. Default: measured, so that its own error is a tenth of
+    /// the student's at most; 50 in a comparison.
+    pub teacher_nfe: Option<usize>,
     /// Its grid. Default: Karras rho 7; for flow uniform in t.
     pub teacher_grid: Option<Grid>,
     /// Whether the weights of a node must sum to 1.
@@ -81,11 +98,12 @@ pub struct Config {
     /// Forward difference in log sigma, log scale and weights. 1e-5 to 0.2; hosts that snap
     /// sigma or compute in half precision need 0.01 or more.
     pub difference_step: f64,
-    /// Most Levenberg-Marquardt steps for each NFE.
+    /// Most linearisations for each NFE.
     pub iterations: usize,
-    /// Stop after this many batch calls of the model, of all ranks together, the teacher's not counted.
+    /// Batch calls of the model that the run may make, all included, of all ranks together. The plan keeps
+    /// within them: fewer steps, fewer held-out trajectories, fewer NFEs.
     pub max_calls: Option<u64>,
-    /// Stop after this many seconds.
+    /// Seconds that the run may take; kept within likewise, at the speed that the first calls have.
     pub max_seconds: Option<f64>,
     /// A file to keep the run's measurements in. Where it exists already, the run resumes from it, on as
     /// many ranks as one likes. Only rank 0 reads and writes it.
@@ -106,10 +124,10 @@ impl Default for Config {
             sigma_min: 0.002,
             sigma_max: 80.0,
             sigma_end: 0.0,
-            trajectories: 64,
-            held_out: 64,
+            trajectories: 84,
+            held_out: 24,
             teacher: None,
-            teacher_nfe: 100,
+            teacher_nfe: None,
             teacher_grid: None,
             sums: Sums::Free,
             order: None,
@@ -138,8 +156,13 @@ impl Config {
 
     /// The solver that the teacher is.
     pub fn teacher(&self) -> &str {
-        let default = if self.process == Process::Ve { "unipc_bh2_3" } else { "lms_4" };
-        self.teacher.as_deref().unwrap_or(default)
+        self.teacher.as_deref().unwrap_or("deis_3")
+    }
+
+    /// The noise levels of the published field.
+    pub fn levels(&self) -> Levels {
+        let Self { process, sigma_min, sigma_max, sigma_end, .. } = *self;
+        Levels { process, sigma_min, sigma_max, sigma_end, shift: self.made_for.shift }
     }
 
     /// The smallest NFE wanted.
@@ -159,7 +182,7 @@ impl Config {
         range("nfe_from", self.nfe_from(), 1, self.nfe)?;
         range("trajectories", self.trajectories, 1, 1 << 20)?;
         range("held_out", self.held_out, 1, 1 << 20)?;
-        range("teacher_nfe", self.teacher_nfe, 1, 1000)?;
+        range("teacher_nfe", self.teacher_nfe.unwrap_or(1), 1, 1000)?;
         range("iterations", self.iterations, 1, 10_000)?;
         range("order", self.order.unwrap_or(1), 1, 50)?;
         if !(self.sigma_min > 0.0 && self.sigma_min < self.sigma_max && self.sigma_max.is_finite()) {
@@ -203,9 +226,11 @@ pub enum Phase {
     Fit = 2,
     /// Looking for the place of a new node.
     Grow = 3,
+    /// The plan is made: told once, before the long part.
+    Plan = 4,
 }
 
-/// How far a distillation is. Told after every model call.
+/// How far a distillation is. Told after every model call, and once with the plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
     pub phase: Phase,
@@ -214,14 +239,32 @@ pub struct Progress {
     /// Batch calls of the model so far, the teacher's among them; with several ranks an estimate for
     /// all of them together.
     pub calls: u64,
-    /// How many there will be, at most; an estimate.
+    /// How many there will be: until the plan is made those before it, then by the plan.
     pub calls_expected: u64,
     /// Best held-out distance at this NFE so far; infinite before the first.
     pub distance: f64,
-    /// Held-out distance of the best handcrafted solver at this NFE; infinite before it is known.
+    /// Held-out distance of the best of the strongest published field at this NFE; infinite before it is
+    /// known.
     pub handcrafted: f64,
     /// Estimated seconds to the end.
     pub seconds_left: f64,
+    /// Trajectories in a batch: so many image-calls is one call.
+    pub batch: usize,
+    /// With the plan: how many times nearer to the teacher than the best of the strongest published field
+    /// similar runs have ended at `nfe`; infinite before.
+    pub gain_expected: f64,
+}
+
+/// What runs on the networks of this repository have gained on the strongest published field: the
+/// geometric mean.
+fn usual_gain(nfe: usize) -> f64 {
+    match nfe {
+        0..=3 => 1.3,
+        4 => 1.5,
+        5 => 1.8,
+        6 => 2.1,
+        _ => 2.4,
+    }
 }
 
 /// The host's side of a distillation: noise and model. All calls come on the caller's thread.
@@ -252,17 +295,28 @@ pub trait Problem<T> {
     }
 }
 
+/// A look at a fit in work.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Trace {
+    /// Batch calls so far.
+    pub calls: u64,
+    /// Distance on the trajectories of its last batch, before it was fitted to them.
+    pub fresh: Option<f64>,
+    /// Held-out distance.
+    pub held_out: f64,
+}
+
 /// What became of one NFE.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fitted {
     pub nfe: usize,
-    /// Held-out distance.
-    pub distance: f64,
+    /// Held-out distance; None where every candidate diverges.
+    pub distance: Option<f64>,
     /// Whether it beats every handcrafted solver on the held-out trajectories. If not, the
     /// schedule is the best handcrafted one.
     pub improved: bool,
-    /// After each accepted step: batch calls so far, training distance, held-out distance.
-    pub trace: Vec<(u64, f64, f64)>,
+    /// Its course.
+    pub trace: Vec<Trace>,
     #[serde(skip)]
     pub schedule: Schedule,
 }
@@ -274,6 +328,12 @@ pub struct Distilled {
     pub config: Config,
     /// Processes that shared the run.
     pub ranks: usize,
+    /// Trajectories in a batch.
+    pub batch: usize,
+    /// All calls, each times the trajectories of a batch.
+    pub image_calls: u64,
+    /// Calls of the teacher of the held-out trajectories.
+    pub teacher_nfe: usize,
     /// Batch calls by the teacher, of all ranks together, as the others.
     pub teacher_calls: u64,
     /// All other batch calls.

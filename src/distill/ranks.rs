@@ -9,8 +9,30 @@
 use super::Problem;
 use crate::error::{Error, Result, Status};
 
-/// Why a run may be ended early, as reports and other ranks are told.
-pub const STOPS: [&str; 3] = ["calls", "seconds", "cancelled"];
+/// Why a run may be ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The model calls that it may make are made.
+    Calls,
+    /// The time that it may take is over.
+    Seconds,
+    /// The host wished so.
+    Cancelled,
+}
+
+/// In the order in which other ranks are told.
+const STOPS: [Stop; 3] = [Stop::Calls, Stop::Seconds, Stop::Cancelled];
+
+impl Stop {
+    /// As reports say it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Calls => "calls",
+            Self::Seconds => "seconds",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
 
 /// Bytes of an error's text that reach the other ranks.
 const TEXT: usize = 400;
@@ -31,8 +53,8 @@ pub struct Ranks {
 pub enum Part {
     /// Values to add up, as many on every rank; or on rank 0 only, which the others then get.
     Values(Vec<f64>),
-    /// The run was ended: one of [`STOPS`].
-    Stop(&'static str),
+    /// The run was ended.
+    Stop(Stop),
 }
 
 impl Ranks {

@@ -165,6 +165,16 @@ unsafe extern "C" fn batch(_: *mut c_void, tensor: *const c_void) -> usize {
     found
 }
 
+unsafe extern "C" fn elements(_: *mut c_void, tensor: *const c_void) -> usize {
+    let mut found = 0;
+    guard(|| {
+        // SAFETY: the promise of `lmsd_host`.
+        found = unsafe { view(tensor, "the tensor") }?.1.numel();
+        Ok(())
+    });
+    found
+}
+
 unsafe extern "C" fn error(_: *mut c_void, text: *mut *const c_char) -> c_int {
     LAST_ERROR
         .try_with(|slot| {
@@ -188,6 +198,7 @@ static TABLE: Table = Table(LmsdHost {
     lincomb: Some(lincomb),
     gram: Some(gram),
     batch: Some(batch),
+    elements: Some(elements),
     error: Some(error),
     alloc_many: Some(alloc_many),
 });

@@ -91,6 +91,7 @@ class Host(Sized):
         ("batch", CFUNCTYPE(c_size_t, c_void_p, c_void_p)),
         ("error", CFUNCTYPE(c_int, c_void_p, POINTER(c_char_p))),
         ("alloc_many", CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t, POINTER(c_void_p))),
+        ("elements", CFUNCTYPE(c_size_t, c_void_p, c_void_p)),
     ]
 
 
@@ -120,6 +121,8 @@ class Progress(Sized):
         ("distance", c_double),
         ("handcrafted", c_double),
         ("seconds_left", c_double),
+        ("batch", c_size_t),
+        ("gain_expected", c_double),
     ]
 
 

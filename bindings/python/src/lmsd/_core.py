@@ -25,7 +25,7 @@ from . import _abi
 from ._abi import Error, Status, lib
 from ._hosts import Call, Host, host_for, no_grad
 
-PHASES = ("teacher", "rank", "fit", "grow")
+PHASES = ("teacher", "rank", "fit", "grow", "plan")
 
 
 def _json(options: Mapping) -> bytes:

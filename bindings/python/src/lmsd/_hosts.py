@@ -6,6 +6,7 @@ numpy arrays are combined by the library's own kernels; torch tensors by the lib
 very torch where there is a library of them (`lmsd_torch_host`), else by torch, on whatever device they are.
 """
 
+import math
 import contextlib
 import ctypes
 import functools
@@ -160,6 +161,7 @@ class Host:
         functions = {name: call.inner(getattr(self, name)) for name in ("alloc", "lincomb", "gram")}
         functions["release"] = call.inner(self.release)
         functions["batch"] = lambda _user_data, _tensor, batch=self.like.shape[0]: batch
+        functions["elements"] = lambda _user_data, _tensor, size=math.prod(self.like.shape): size
         types = dict(_abi.Host._fields_)
         return _abi.Host(**{name: types[name](function) for name, function in functions.items()})
 

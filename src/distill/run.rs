@@ -1,0 +1,405 @@
+//! A distillation from start to end: checks, teacher, ranking, plan, fits, and what is kept. Sees
+//! schedules and distances, no tensor.
+
+use super::account::By;
+use super::bench::Bench;
+use super::jacobian::{self, Fitting};
+use super::optimise::Online;
+use super::plan::{self, Bounds, Item, Plan};
+use super::ranks::Ranks;
+use super::teacher::{self, Recording};
+use super::unknowns::{Unknowns, inserted, padded};
+use super::{
+    Config, Distilled, Fitted, HELD_OUT_BATCHES, Phase, Problem, TEST_BATCHES, Trace, grow, starts,
+};
+use crate::error::{Error, Result};
+use crate::schedule::{Baseline, MadeBy, Schedule};
+use crate::tensor::Tensors;
+
+/// Trajectories that rank the field.
+const RANKING: usize = 8;
+/// The best of these on the ranking batches are measured on the held-out ones too.
+const BASELINES: usize = 3;
+/// Fits of one number of calls take their batches from a range of this length.
+const RANGE: u64 = 1024;
+/// After so many linearisations a grown fit has gained this much on what it grew out of, or it is stuck
+/// and starts again elsewhere.
+const PATIENCE: usize = 3;
+const WORTH_GROWING: f64 = 0.97;
+
+/// One NFE of the family in work.
+struct Entry {
+    nfe: usize,
+    /// The field on the ranking batches, best first.
+    ranked: Vec<(Schedule, f64)>,
+    /// The teacher that its fit has.
+    teacher: Schedule,
+    /// The best so far with its distance: on the held-out batches once they are measured.
+    best: (Schedule, f64),
+    /// Held-out distances of handcrafted solvers, best first; on the ranking batches until then.
+    handcrafted: Vec<(Schedule, f64)>,
+    /// What the fit started from, with its held-out distance.
+    start: Option<(Schedule, f64)>,
+    trace: Vec<Trace>,
+}
+
+/// Distils schedules for the model of `problem`. `like` gives the shape of a batch; its contents
+/// are not read.
+///
+/// # Errors
+/// Whatever a callback returns; `InvalidArgument` where noise or model are not what they should be, as far
+/// as the first calls tell; `NonFinite` where the teacher diverges; `Mismatch` where the
+/// checkpoint was made for something else; `Stopped` where the run was ended before the first result.
+/// Where one rank fails, all do.
+pub fn distill<B: Tensors>(
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+) -> Result<Distilled> {
+    let mut ranks = Ranks::of(problem)?;
+    let result = distill_on(&mut ranks, tensors, config, like, problem);
+    ranks.part(problem, &result);
+    result
+}
+
+fn distill_on<B: Tensors>(
+    ranks: &mut Ranks,
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+) -> Result<Distilled> {
+    config.validate()?;
+    let least = 2 * config.nfe;
+    if let Some(given) = config.teacher_nfe.filter(|given| *given < least) {
+        let message = format!("teacher_nfe is {given}; it must be at least twice nfe, {least}");
+        return Err(Error::argument(message));
+    }
+    let count = ranks.count;
+    let mut bench = Bench::new(tensors, config, like, problem, ranks)?;
+    let mut run = Run { bench: &mut bench, entries: Vec::new(), ranking_calls: 0, teacher: None };
+    let ended = run.all();
+    let Run { entries, ranking_calls, teacher, .. } = run;
+    if let Err(error) = ended
+        && (bench.account.stopped.is_none() || entries.is_empty())
+    {
+        return Err(error);
+    }
+    let batch = bench.batch;
+    let account = &bench.account;
+    let calls = account.all_calls();
+    Ok(Distilled {
+        library_version: env!("CARGO_PKG_VERSION").into(),
+        config: config.clone(),
+        ranks: count,
+        batch,
+        image_calls: calls * batch as u64,
+        teacher_nfe: teacher.map_or(0, |teacher| teacher.nfe()),
+        teacher_calls: account.calls(By::Teacher),
+        model_calls: account.calls(By::Student),
+        ranking_calls,
+        seconds: account.seconds(),
+        callback_seconds: account.callback_seconds,
+        stopped: account.stopped.map(|why| why.word().into()),
+        family: entries.into_iter().map(|entry| finished(&bench, entry)).collect(),
+    })
+}
+
+/// Mean distances of `schedules` to the teacher's end points over `config.held_out` trajectories
+/// that no distillation sees (batches from [`TEST_BATCHES`]). Ranks share them too.
+pub fn compare<B: Tensors>(
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+    schedules: &[&Schedule],
+) -> Result<Vec<f64>> {
+    let mut ranks = Ranks::of(problem)?;
+    let mut measured = || {
+        config.validate()?;
+        let config = Config { checkpoint: None, ..config.clone() };
+        let teacher = teacher::schedule(&config, config.teacher_nfe.unwrap_or(teacher::OF_COMPARISONS))?;
+        let mut bench = Bench::new(tensors, &config, like, problem, &mut ranks)?;
+        let batches = range(TEST_BATCHES, bench.batches_of(config.held_out));
+        let own: usize = schedules.iter().map(|s| s.nfe()).sum();
+        bench.account.progress.calls_expected = (batches.len() * (teacher.nfe() + own)) as u64;
+        bench.account.progress.phase = Phase::Rank;
+        bench.distances(&teacher, &batches, schedules, false)
+    };
+    let result = measured();
+    ranks.part(problem, &result);
+    result
+}
+
+fn range(first: u64, count: usize) -> Vec<u64> {
+    (first..first + count as u64).collect()
+}
+
+struct Run<'r, 'a, B: Tensors> {
+    bench: &'r mut Bench<'a, B>,
+    entries: Vec<Entry>,
+    ranking_calls: u64,
+    /// That of the held-out batches.
+    teacher: Option<Schedule>,
+}
+
+impl<B: Tensors> Run<'_, '_, B> {
+    fn all(&mut self) -> Result<()> {
+        let config = self.bench.config;
+        let ranking = range(0, self.bench.batches_of(RANKING));
+        self.bench.account.progress.calls_expected = self.calls_before_the_plan(&ranking);
+        self.bench.check()?;
+        let recording = teacher::record(self.bench, &ranking)?;
+        let goal = teacher::schedule(config, config.teacher_nfe.unwrap_or(teacher::FINE))?;
+        // The largest first: where a budget allows one schedule only, it is that.
+        for nfe in (config.nfe_from()..=config.nfe).rev() {
+            if let (Some(left), false) = (self.bench.calls_left()?, self.entries.is_empty()) {
+                // As much again must be left for the held-out batches.
+                if left < 3 * starts::cost(1, ranking.len(), nfe) + 40 {
+                    break;
+                }
+            }
+            let before = self.bench.account.calls(By::Student);
+            let ranked = starts::rank(self.bench, &recording, &goal, &ranking, nfe)?;
+            self.ranking_calls += self.bench.account.calls(By::Student) - before;
+            let entry = self.entry(nfe, ranked, &recording)?;
+            self.entries.insert(0, entry);
+        }
+        let plan = self.plan()?;
+        self.entries.drain(..plan.from);
+        let teacher = self.entries.iter().map(|entry| &entry.teacher).max_by_key(|teacher| teacher.nfe());
+        let teacher = teacher.expect("there is an entry").clone();
+        self.teacher = Some(teacher.clone());
+        let held = range(HELD_OUT_BATCHES, plan.held_out);
+        for at in 0..self.entries.len() {
+            self.compete(at, &teacher, &held)?;
+        }
+        let held = Held { teacher, batches: held };
+        for at in 0..self.entries.len() {
+            self.inherit(at)?;
+            self.fit(at, &plan, &held, &goal, &ranking)?;
+        }
+        Ok(())
+    }
+
+    /// Until the plan is made.
+    fn calls_before_the_plan(&self, ranking: &[u64]) -> u64 {
+        let config = self.bench.config;
+        let recorded = ranking.len() * (teacher::COARSE + config.teacher_nfe.unwrap_or(teacher::FINE));
+        let first = self.bench.batches_of(4).min(ranking.len());
+        let ranked = |nfe| starts::cost(first, ranking.len(), nfe);
+        4 + recorded as u64 + (config.nfe_from()..=config.nfe).map(ranked).sum::<u64>()
+    }
+
+    fn entry(&self, nfe: usize, ranked: Vec<(Schedule, f64)>, recording: &Recording) -> Result<Entry> {
+        let config = self.bench.config;
+        let best = ranked[0].clone();
+        let teacher = teacher::schedule(config, recording.teacher_nfe(config, nfe, best.1))?;
+        let handcrafted = ranked.iter().take(BASELINES).cloned().collect();
+        Ok(Entry { nfe, ranked, teacher, best, handcrafted, start: None, trace: Vec::new() })
+    }
+
+    /// The plan for all that has an entry, within the calls that are left; the host hears it.
+    fn plan(&mut self) -> Result<Plan> {
+        let config = self.bench.config;
+        let item = |(at, entry): (usize, &Entry)| -> Result<Item> {
+            let unknowns = Unknowns::of(config, &entry.ranked[0].0)?;
+            Ok(Item {
+                nfe: entry.nfe,
+                teacher: entry.teacher.nfe() as u64,
+                jacobian: jacobian::cost(&unknowns, entry.nfe),
+                grown: at > 0,
+            })
+        };
+        let items: Vec<Item> = self.entries.iter().enumerate().map(item).collect::<Result<_>>()?;
+        let bounds = Bounds {
+            batch: self.bench.batch,
+            trajectories: config.trajectories,
+            held_out: config.held_out,
+            iterations: config.iterations,
+            teacher: items.iter().map(|item| item.teacher).max().unwrap_or(0),
+            handcrafted: BASELINES as u64,
+            calls: self.bench.calls_left()?,
+        };
+        let plan = Plan::of(&items, &bounds);
+        let account = &mut self.bench.account;
+        account.progress.calls_expected = account.all_calls() + plan.calls;
+        account.progress.phase = Phase::Plan;
+        account.progress.nfe = config.nfe;
+        account.progress.gain_expected = super::usual_gain(config.nfe);
+        self.bench.tell()?;
+        Ok(plan)
+    }
+
+    /// Measures the best of the field on the held-out batches.
+    fn compete(&mut self, at: usize, teacher: &Schedule, held: &[u64]) -> Result<()> {
+        let entry = &mut self.entries[at];
+        self.bench.account.progress.phase = Phase::Rank;
+        self.bench.account.progress.nfe = entry.nfe;
+        let top: Vec<&Schedule> = entry.handcrafted.iter().map(|(schedule, _)| schedule).collect();
+        let distances = self.bench.distances(teacher, held, &top, true)?;
+        entry.handcrafted.iter_mut().zip(distances).for_each(|(of, distance)| of.1 = distance);
+        entry.handcrafted.sort_by(|a, b| a.1.total_cmp(&b.1));
+        entry.best = entry.handcrafted[0].clone();
+        Ok(())
+    }
+
+    /// What is kept at one node less is there at this NFE too, so the family is monotone: a node that
+    /// changes nothing leaves the distance as it is.
+    fn inherit(&mut self, at: usize) -> Result<()> {
+        let Some((smaller, distance)) = at.checked_sub(1).map(|below| self.entries[below].best.clone()) else {
+            return Ok(());
+        };
+        let config = self.bench.config;
+        let same = (1..=smaller.nfe()).find_map(|gap| inserted(config, &smaller, gap).transpose());
+        if let Some(same) = same
+            && config.order.is_none()
+            && distance < self.entries[at].best.1
+        {
+            self.entries[at].best = (same?, distance);
+        }
+        Ok(())
+    }
+
+    fn fit(&mut self, at: usize, plan: &Plan, held: &Held, goal: &Schedule, ranking: &[u64]) -> Result<()> {
+        let config = self.bench.config;
+        let entry = &self.entries[at];
+        let (nfe, teacher) = (entry.nfe, entry.teacher.clone());
+        let progress = &mut self.bench.account.progress;
+        (progress.nfe, progress.distance, progress.handcrafted) = (nfe, entry.best.1, entry.handcrafted[0].1);
+        if plan.linearisations == 0 {
+            return Ok(());
+        }
+        let field = entry.ranked[0].clone();
+        let first = RANGE * (nfe - config.nfe_from()) as u64 + ranking.len() as u64;
+        let mut grown = None;
+        if let Some(below) = at.checked_sub(1).map(|below| self.entries[below].best.0.clone()) {
+            progress.phase = Phase::Grow;
+            let same = self.bench.distances(goal, ranking, &[&below], true)?[0];
+            if same < field.1 {
+                grown = grow::grown(self.bench, &below, goal, ranking[0], RANKING)?;
+            }
+        }
+        self.bench.account.progress.phase = Phase::Fit;
+        let is_grown = grown.is_some();
+        let start = match grown {
+            Some(start) => start,
+            None => padded(config, &field.0)?,
+        };
+        let start_distance = match is_grown {
+            true => self.entries[at - 1].best.1,
+            false => {
+                let known = self.entries[at].handcrafted.iter().find(|(schedule, _)| *schedule == field.0);
+                known.map_or(field.1, |(_, distance)| *distance)
+            }
+        };
+        self.entries[at].start = Some((start.clone(), start_distance));
+        let mut next = first;
+        let reached = self.steps(at, &start, plan.linearisations, held, &teacher, &mut next, is_grown)?;
+        if let Some(done) = reached.stuck_after {
+            let start = padded(config, &field.0)?;
+            self.entries[at].start = Some((start.clone(), field.1));
+            let left = plan.linearisations - done.min(plan.linearisations - 1);
+            self.steps(at, &start, left, held, &teacher, &mut next, false)?;
+        }
+        Ok(())
+    }
+
+    /// Linearisation after linearisation, with a look at the held-out batches now and then.
+    #[allow(clippy::too_many_arguments)]
+    fn steps(
+        &mut self,
+        at: usize,
+        start: &Schedule,
+        count: usize,
+        held: &Held,
+        teacher: &Schedule,
+        next: &mut u64,
+        grown: bool,
+    ) -> Result<Reached> {
+        let unknowns = Unknowns::of(self.bench.config, start)?;
+        let mut fit = Online::new(unknowns.values());
+        let before = self.entries[at].best.1;
+        for index in 0..count {
+            let batch = fit.batch(&mut Fitting::new(self.bench, &unknowns, teacher, next))?;
+            if plan::is_looked_at(index, count) || batch.is_none() {
+                let schedule = unknowns.schedule(&fit.point);
+                let schedule = schedule.ok_or_else(|| Error::schedule("sigmas must decrease"))?;
+                let distance = self.bench.distances(&held.teacher, &held.batches, &[&schedule], true)?[0];
+                let entry = &mut self.entries[at];
+                let calls = self.bench.account.all_calls();
+                let fresh = batch.map(|batch| batch.fresh);
+                entry.trace.push(Trace { calls, fresh, held_out: distance });
+                if distance < entry.best.1 {
+                    entry.best = (schedule, distance);
+                    self.bench.account.progress.distance = distance;
+                }
+            }
+            if batch.is_none() {
+                break; // a fit at the edge of what is finite
+            }
+            if grown && index >= PATIENCE && self.entries[at].best.1 > WORTH_GROWING * before {
+                return Ok(Reached { stuck_after: Some(index + 1) });
+            }
+        }
+        Ok(Reached { stuck_after: None })
+    }
+}
+
+struct Held {
+    teacher: Schedule,
+    batches: Vec<u64>,
+}
+
+struct Reached {
+    /// Linearisations that gained nothing.
+    stuck_after: Option<usize>,
+}
+
+/// The schedule that an entry hands out, with its record.
+fn finished<B: Tensors>(bench: &Bench<B>, entry: Entry) -> Fitted {
+    let config = bench.config;
+    let (mut schedule, distance) = entry.best;
+    let improved = distance < entry.handcrafted[0].1;
+    let word = if improved { "distilled" } else { "handcrafted" };
+    let about = |s: &Schedule| s.made_by.clone().unwrap_or_default();
+    let (start, start_distance) = entry.start.as_ref().unwrap_or(&entry.handcrafted[0]);
+    let start = about(start);
+    let mut made_for = config.made_for.clone();
+    made_for.sigma_min.get_or_insert(config.sigma_min);
+    made_for.sigma_max.get_or_insert(config.sigma_max);
+    schedule.made_for = Some(made_for);
+    schedule.name = Some(format!("{word}, {} NFE", entry.nfe));
+    let finite = |distance: f64| distance.is_finite().then_some(distance);
+    let account = &bench.account;
+    schedule.made_by = Some(MadeBy {
+        method: word.into(),
+        solver: start.solver,
+        grid: start.grid,
+        teacher: Some(format!("{}, {} NFE", config.teacher(), entry.teacher.nfe())),
+        trajectories: Some(config.trajectories as u64),
+        held_out: Some(config.held_out as u64),
+        seeds: config.seeds.clone(),
+        model_calls: Some(account.calls(By::Student)),
+        teacher_calls: Some(account.calls(By::Teacher)),
+        seconds: Some(account.seconds()),
+        library_version: Some(env!("CARGO_PKG_VERSION").into()),
+        distance: finite(distance),
+        start_distance: finite(*start_distance),
+        improved: Some(improved),
+        handcrafted: entry
+            .handcrafted
+            .iter()
+            .filter(|(_, distance)| distance.is_finite())
+            .map(|(s, distance)| baseline_of(&about(s), *distance))
+            .collect(),
+        compared: Vec::new(),
+    });
+    Fitted { nfe: entry.nfe, distance: finite(distance), improved, trace: entry.trace, schedule }
+}
+
+fn baseline_of(by: &MadeBy, distance: f64) -> Baseline {
+    let word = |w: &Option<String>| w.clone().unwrap_or_default();
+    Baseline { solver: word(&by.solver), grid: word(&by.grid), nfe: None, distance }
+}

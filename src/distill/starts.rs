@@ -1,0 +1,181 @@
+//! Where fits start, and what they must beat: the strongest published field, ranked. First by the
+//! teacher's recorded run, at no calls at all; then by the model, by successive halving.
+
+use super::bench::Bench;
+use super::teacher::Recording;
+use super::{Config, Phase};
+use crate::error::{Error, Result};
+use crate::field::{self, Field};
+use crate::schedule::{Process, Schedule};
+use crate::tensor::Tensors;
+
+/// The model is asked about so many schedules of the field; about the best quarter of them again.
+const ASKED: usize = 20;
+/// How strongly the denoised image follows an error of the state: as that of a Gaussian of this standard
+/// deviation, relative to the data's. Networks differ (one is best told by 0.13, a mixture by 0.4), so
+/// both have a say: the best half of [`ASKED`] by each.
+const STIFFNESS: [f64; 2] = [0.13, 0.4];
+/// Weight of what is accumulated before a step, in the cost of GITS (arXiv 2405.11326): its own choice,
+/// and none.
+const GITS: [f64; 2] = [1.15, 1.0];
+
+/// The best of the field at `nfe` calls with their distances on the ranking batches, best first. Those of
+/// later places were measured on fewer trajectories, or not at all.
+pub fn rank<B: Tensors>(
+    bench: &mut Bench<B>,
+    recording: &Recording,
+    goal: &Schedule,
+    batches: &[u64],
+    nfe: usize,
+) -> Result<Vec<(Schedule, f64)>> {
+    bench.account.progress.phase = Phase::Rank;
+    bench.account.progress.nfe = nfe;
+    let mut field = promising(bench.config, recording, nfe);
+    if field.is_empty() {
+        return Err(Error::argument("no solver fits these options"));
+    }
+    let first = &batches[..bench.batches_of(4).min(batches.len())];
+    let distances = bench.distances(goal, first, &field.iter().collect::<Vec<_>>(), true)?;
+    sort_by(&mut field, &distances);
+    field.truncate((ASKED / 4).max(1));
+    let distances = bench.distances(goal, batches, &field.iter().collect::<Vec<_>>(), true)?;
+    let mut ranked: Vec<_> = field.into_iter().zip(distances).collect();
+    ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+    Ok(ranked)
+}
+
+/// How many batch calls [`rank`] takes.
+pub fn cost(first: usize, all: usize, nfe: usize) -> u64 {
+    (nfe * (ASKED * first + ASKED / 4 * all)) as u64
+}
+
+fn sort_by(list: &mut Vec<Schedule>, distances: &[f64]) {
+    let mut order: Vec<usize> = (0..list.len()).collect();
+    order.sort_by(|a, b| distances[*a].total_cmp(&distances[*b]));
+    *list = order.into_iter().map(|i| list[i].clone()).collect();
+}
+
+/// The field, cut down by the recorded run to those that the model is asked about.
+fn promising(config: &Config, recording: &Recording, nfe: usize) -> Vec<Schedule> {
+    let levels = config.levels();
+    let mut all = field::rivals(&levels, nfe, Field::Strongest, &[]);
+    for factor in GITS {
+        if let Some(sigmas) = gits(recording, nfe, factor) {
+            all.extend(field::on_grid(&levels, nfe, &sigmas, &format!("gits {factor}")));
+        }
+    }
+    if !(config.fit_sigmas && config.fit_start) {
+        all.retain(|schedule| schedule.sigma(0) == schedule.sigma_start());
+    }
+    let mut chosen: Vec<usize> = Vec::new();
+    for stiffness in STIFFNESS {
+        let model = Recorded::new(recording, stiffness);
+        let told: Vec<f64> = all.iter().map(|schedule| model.distance(schedule)).collect();
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by(|a, b| told[*a].total_cmp(&told[*b]));
+        let new: Vec<usize> = order.into_iter().filter(|i| !chosen.contains(i)).take(ASKED / 2).collect();
+        chosen.extend(new);
+    }
+    chosen.into_iter().map(|i| all[i].clone()).collect()
+}
+
+/// A model made of the recorded run: what the teacher's model said on the way, and a scalar response to
+/// being off it.
+struct Recorded<'a> {
+    recording: &'a Recording,
+    /// Standard deviation of the Gaussian that responds so.
+    deviation: f64,
+}
+
+impl<'a> Recorded<'a> {
+    fn new(recording: &'a Recording, stiffness: f64) -> Self {
+        let start = recording.schedule.sigma_start();
+        let mut noise = vec![0.0; recording.basis()];
+        noise[0] = 1.0;
+        let data = &recording.states[recording.schedule.nfe()];
+        let deviation = start * recording.length(data) / recording.length(&noise);
+        Self { recording, deviation: stiffness * deviation }
+    }
+
+    /// The teacher's prediction and state at a noise level, over the basis.
+    fn at(&self, sigma: f64) -> (Vec<f64>, Vec<f64>) {
+        let (run, basis) = (&self.recording.schedule, self.recording.basis());
+        let last = run.nfe() - 1;
+        let low = (0..last).find(|&n| run.sigma(n + 1) <= sigma).unwrap_or(last.saturating_sub(1));
+        let (above, below) = (run.sigma(low), run.sigma((low + 1).min(last)));
+        let part = ((above / sigma).ln() / (above / below).ln()).clamp(0.0, 1.0);
+        let mut prediction = vec![0.0; basis];
+        prediction[1 + low] += 1.0 - part;
+        prediction[1 + (low + 1).min(last)] += part;
+        // From the node above, by the mean of the predictions on the way.
+        let keep = (sigma / above).min(1.0);
+        let mut state: Vec<f64> = self.recording.states[low].iter().map(|v| keep * v).collect();
+        state[1 + low] += (1.0 - keep) * (1.0 - part / 2.0);
+        state[1 + (low + 1).min(last)] += (1.0 - keep) * part / 2.0;
+        (prediction, state)
+    }
+
+    /// What a schedule's mean distance to the teacher would be.
+    fn distance(&self, schedule: &Schedule) -> f64 {
+        let basis = self.recording.basis();
+        let mut x = vec![0.0; basis];
+        x[0] = schedule.sigma(0) / schedule.sigma_start();
+        let mut predictions: Vec<Vec<f64>> = Vec::with_capacity(schedule.nfe());
+        for n in 0..schedule.nfe() {
+            let sigma = schedule.model_sigma(n);
+            let alpha = if schedule.process() == Process::Flow { 1.0 - sigma } else { 1.0 };
+            let variance = (self.deviation * self.deviation).min(1e12);
+            let response = alpha * variance / (alpha * alpha * variance + sigma * sigma);
+            let (mut prediction, state) = self.at(sigma);
+            let off = x.iter().zip(&state);
+            prediction.iter_mut().zip(off).for_each(|(d, (x, s))| *d += response * (x - s));
+            predictions.push(prediction);
+            let (r, row) = schedule.row(n);
+            x.iter_mut().for_each(|v| *v *= r);
+            for (age, weight) in row.iter().enumerate() {
+                x.iter_mut().zip(&predictions[n - age]).for_each(|(v, d)| *v += weight * d);
+            }
+        }
+        let end = &self.recording.states[self.recording.schedule.nfe()];
+        let off: Vec<f64> = x.iter().zip(end).map(|(a, b)| a - b).collect();
+        self.recording.length(&off)
+    }
+}
+
+/// The noise levels that a dynamic program picks from those of the recorded run, so that Euler's steps
+/// between them stay near it: `nfe + 1` with the end. The first may be below the top, where the step
+/// from x_T has no prediction yet.
+fn gits(recording: &Recording, nfe: usize, factor: f64) -> Option<Vec<f64>> {
+    let run = &recording.schedule;
+    let (ends, basis) = (run.nfe(), recording.basis());
+    let off = |from: Option<usize>, to: usize| {
+        let mut step = recording.states[to].clone();
+        match from {
+            None => step[0] -= run.sigma(to) / run.sigma_start(),
+            Some(from) => {
+                let keep = run.sigma(to) / run.sigma(from);
+                step.iter_mut().zip(&recording.states[from]).for_each(|(v, x)| *v -= keep * x);
+                step[1 + from] -= 1.0 - keep;
+            }
+        }
+        debug_assert_eq!(step.len(), basis);
+        recording.length(&step)
+    };
+    // best[n]: least cost of reaching level n by so many steps, and from where.
+    let mut best: Vec<(f64, Vec<usize>)> = (0..ends).map(|n| (off(None, n), vec![n])).collect();
+    best.push((f64::INFINITY, Vec::new()));
+    for _ in 0..nfe {
+        best = (0..=ends)
+            .map(|to| {
+                let costs = (0..to).map(|from| (factor * best[from].0 + off(Some(from), to), from));
+                let least = costs.min_by(|a, b| a.0.total_cmp(&b.0));
+                least.map_or((f64::INFINITY, Vec::new()), |(cost, from)| {
+                    (cost, best[from].1.iter().copied().chain([to]).collect())
+                })
+            })
+            .collect();
+    }
+    let (cost, path) = best.pop()?;
+    let sigmas: Vec<f64> = path.iter().map(|&n| run.sigma(n)).collect();
+    (cost.is_finite() && sigmas.len() == nfe + 1).then_some(sigmas)
+}

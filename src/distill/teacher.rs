@@ -1,0 +1,124 @@
+//! The teacher: a published solver at as few calls as its own error allows, and its recorded run,
+//! which tells of handcrafted schedules and of grids what no further model call is needed for.
+
+use std::borrow::Cow;
+
+use super::account::By;
+use super::bench::{Bench, Rows, hashed};
+use super::journal::{Key, Kind};
+use super::{Config, Phase};
+use crate::error::Result;
+use crate::sample::Sampler;
+use crate::schedule::Schedule;
+use crate::solver::{self, Spec};
+use crate::tensor::Tensors;
+
+/// Calls of the run that is recorded.
+pub const COARSE: usize = 20;
+/// Calls of the run that its error is measured by.
+pub const FINE: usize = 40;
+/// The teacher of a comparison, where none is asked for: its own error is a hundredth of that of 8 calls.
+pub const OF_COMPARISONS: usize = 50;
+/// How the error falls with the number of calls: deis_3 from 20 to 50 calls, by 15 on two networks.
+const ORDER: f64 = 2.5;
+/// The teacher's own error is at most this much of the student's.
+const SHARE: f64 = 0.1;
+/// What a fit makes of the best handcrafted distance, to be on the safe side.
+const STUDENT: f64 = 0.4;
+const LEAST: usize = 16;
+const MOST: usize = 100;
+
+/// The teacher's schedule at so many calls.
+pub fn schedule(config: &Config, nfe: usize) -> Result<Schedule> {
+    let spec = config.levels().spec();
+    solver::solve(&Spec { solver: config.teacher().into(), nfe, grid: config.teacher_grid.clone(), ..spec })
+}
+
+/// A recorded run. All of it is linear in [x_T, D_0, ..., D_{n-1}] of each trajectory, so their inner
+/// products say all there is to say of lengths.
+pub struct Recording {
+    pub schedule: Schedule,
+    /// Coefficients of the states at each node, and of the end, over the basis.
+    pub states: Vec<Vec<f64>>,
+    /// Inner products of the basis, a square matrix for each trajectory.
+    pub grams: Vec<Vec<f64>>,
+    /// Mean distance of the recorded run's end to a finer one's.
+    pub error: f64,
+}
+
+impl Recording {
+    /// Number of vectors in the basis.
+    pub fn basis(&self) -> usize {
+        self.schedule.nfe() + 1
+    }
+
+    /// Mean length over the trajectories of a combination of the basis.
+    pub fn length(&self, of: &[f64]) -> f64 {
+        let square = |gram: &Vec<f64>| -> f64 {
+            let rows = gram.chunks_exact(of.len()).zip(of);
+            rows.map(|(row, a)| a * row.iter().zip(of).map(|(g, b)| g * b).sum::<f64>()).sum()
+        };
+        self.grams.iter().map(|gram| square(gram).max(0.0).sqrt()).sum::<f64>() / self.grams.len() as f64
+    }
+
+    /// Calls that the teacher needs where the best handcrafted schedule ends at `handcrafted`.
+    pub fn teacher_nfe(&self, config: &Config, nfe: usize, handcrafted: f64) -> usize {
+        if let Some(given) = config.teacher_nfe {
+            return given;
+        }
+        let wanted = SHARE * STUDENT * handcrafted;
+        let calls = COARSE as f64 * (self.error / wanted).powf(1.0 / ORDER);
+        let calls = if calls.is_finite() { calls.ceil() as usize } else { FINE };
+        calls.clamp(LEAST.max(2 * nfe), MOST.max(2 * nfe))
+    }
+}
+
+/// Records the teacher on `batches`, and keeps the end points of a finer run of it there: that of
+/// `config.teacher_nfe` calls, or of [`FINE`].
+pub fn record<B: Tensors>(bench: &mut Bench<B>, batches: &[u64]) -> Result<Recording> {
+    let coarse = schedule(bench.config, COARSE)?;
+    let fine = schedule(bench.config, bench.config.teacher_nfe.unwrap_or(FINE))?;
+    let basis = COARSE + 1;
+    let one = basis * basis + 1;
+    let width = bench.batch * one;
+    bench.account.progress.phase = Phase::Teacher;
+    let measure = |bench: &mut Bench<B>| {
+        let mut rows = Rows::new(batches.len(), width);
+        for (place, index) in bench.own(batches) {
+            let x_t = bench.begin(index)?;
+            let tensors = bench.tensors;
+            let goal = bench.taught(&fine, index, &x_t)?;
+            let mut predictions = Vec::with_capacity(COARSE);
+            let mut run = Sampler::new(tensors, Cow::Borrowed(&coarse), &x_t)?;
+            run.run(&mut |x, sigma, denoised| bench.call(By::Teacher, x, sigma, denoised), &mut |step| {
+                predictions.push(tensors.copy(step.denoised)?);
+                Ok(())
+            })?;
+            let all: Vec<&B::Tensor> = std::iter::once(&x_t).chain(&predictions).collect();
+            let gram = tensors.gram(&all)?;
+            let missed = bench.difference(run.state(), &goal)?;
+            let errors = tensors.gram(&[&missed])?;
+            let each = gram.chunks_exact(basis * basis).zip(errors);
+            for (row, (gram, error)) in rows.of(place).chunks_exact_mut(one).zip(each) {
+                row[..basis * basis].copy_from_slice(gram);
+                row[basis * basis] = error.sqrt();
+            }
+            bench.keep_end(index, goal);
+        }
+        Ok(rows)
+    };
+    let key = hashed(hashed(Key::of(Kind::Record).and_all(batches.iter().copied()), &&coarse), &&fine);
+    let values = bench.recorded(Kind::Record, key, measure, batches.len() * width, |rows| rows.values)?;
+    let each: Vec<&[f64]> = values.chunks_exact(one).collect();
+    Ok(Recording {
+        states: (0..=COARSE).map(|n| padded(coarse.expand(n), basis)).collect(),
+        grams: each.iter().map(|row| row[..basis * basis].to_vec()).collect(),
+        error: each.iter().map(|row| row[basis * basis]).sum::<f64>() / each.len() as f64,
+        schedule: coarse,
+    })
+}
+
+fn padded(mut vector: Vec<f64>, length: usize) -> Vec<f64> {
+    vector.resize(length, 0.0);
+    vector
+}
