@@ -213,6 +213,11 @@ typedef struct lmsd_host {
    * `release` gets each of them. May be NULL: then `alloc` makes them one by one.
    */
   int (*alloc_many)(void *user_data, const void *like, size_t count, void **outs);
+  /**
+   * Number of elements of a tensor, 0 where that is not known. A distillation checks by it that x_T has
+   * the level of noise that it should have. May be NULL.
+   */
+  size_t (*elements)(void *user_data, const void *tensor);
 } lmsd_host;
 
 /**
@@ -272,7 +277,8 @@ typedef struct lmsd_progress {
    */
   size_t struct_size;
   /**
-   * 0 teacher, 1 ranking the handcrafted solvers, 2 fitting, 3 growing by a node.
+   * 0 teacher, 1 ranking the published solvers, 2 fitting, 3 growing by a node, 4 the plan is made: told
+   * once, before the long part, with the calls and seconds that it will take.
    */
   int32_t phase;
   /**
@@ -284,7 +290,7 @@ typedef struct lmsd_progress {
    */
   uint64_t calls;
   /**
-   * How many there will be, at most; an estimate.
+   * How many there will be: until the plan is made those before it, then by the plan.
    */
   uint64_t calls_expected;
   /**
@@ -292,13 +298,23 @@ typedef struct lmsd_progress {
    */
   double distance;
   /**
-   * Held-out distance of the best handcrafted solver at this NFE; infinite before it is known.
+   * Held-out distance of the best of the strongest published field at this NFE; infinite before it is
+   * known.
    */
   double handcrafted;
   /**
    * Estimated seconds to the end.
    */
   double seconds_left;
+  /**
+   * Trajectories in a batch: so many image-calls is one call.
+   */
+  size_t batch;
+  /**
+   * With the plan: how many times nearer to the teacher than the best of the strongest published field
+   * similar runs have ended at `nfe`; infinite before.
+   */
+  double gain_expected;
 } lmsd_progress;
 
 /**

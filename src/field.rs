@@ -94,6 +94,17 @@ pub fn on_grid(levels: &Levels, nfe: usize, sigmas: &[f64], words: &str) -> Vec<
     unique(list)
 }
 
+/// What `spec` solves as it is, from each first node below sigma_max that the strongest field has, and with
+/// the analytical first step.
+pub fn starts(levels: &Levels, spec: &Spec) -> Vec<Schedule> {
+    let parts: &[f64] = if levels.process == Process::Flow { &STARTS_FLOW } else { &STARTS };
+    let below = parts.iter().map(|part| Some(part * levels.sigma_max));
+    let mut specs = vec![spec.clone()];
+    specs.extend(below.map(|sigma_max| Spec { sigma_max, ..spec.clone() }));
+    specs.push(Spec { afs: true, ..spec.clone() });
+    specs.iter().filter_map(solved).collect()
+}
+
 /// `list` without schedules whose table one before them has; records are not compared.
 pub fn unique(list: Vec<Schedule>) -> Vec<Schedule> {
     let mut kept: Vec<Schedule> = Vec::new();
@@ -183,18 +194,22 @@ fn at_top(levels: &Levels, grids: &[Grid], lower_order_final: bool) -> Vec<Spec>
 fn add_all(list: &mut Vec<Schedule>, nfe: usize, specs: &[Spec]) {
     for solver in solvers().iter().filter(|solver| solver.competes) {
         for spec in specs {
-            let spec = Spec { solver: solver.name.into(), nfe, ..spec.clone() };
-            let Ok(mut schedule) = solver::solve(&spec) else { continue };
-            let first = spec.sigma_max.filter(|first| Some(*first) != spec.sigma_start);
-            rename(&mut schedule, |mut grid| {
-                if let Some(first) = first {
-                    grid += &format!(", from sigma {}", rounded(first));
-                }
-                grid + if spec.lower_order_final { "" } else { ", full order to the end" }
-            });
-            list.push(schedule);
+            list.extend(solved(&Spec { solver: solver.name.into(), nfe, ..spec.clone() }));
         }
     }
+}
+
+/// The schedule of a specification, with words for all that is not the default; None where it does not fit.
+fn solved(spec: &Spec) -> Option<Schedule> {
+    let mut schedule = solver::solve(spec).ok()?;
+    let first = spec.sigma_max.filter(|first| Some(*first) != spec.sigma_start);
+    rename(&mut schedule, |mut grid| {
+        if let Some(first) = first {
+            grid += &format!(", from sigma {}", rounded(first));
+        }
+        grid + if spec.lower_order_final { "" } else { ", full order to the end" }
+    });
+    Some(schedule)
 }
 
 /// Changes the words for the grid, in the record and in the name.

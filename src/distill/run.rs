@@ -9,6 +9,7 @@ use super::plan::{self, Bounds, Item, Plan};
 use super::ranks::Ranks;
 use super::teacher::{self, Recording};
 use super::unknowns::{Unknowns, inserted, padded};
+use super::starts::Ranked;
 use super::{
     Config, Distilled, Fitted, HELD_OUT_BATCHES, Phase, Problem, TEST_BATCHES, Trace, grow, starts,
 };
@@ -30,8 +31,8 @@ const WORTH_GROWING: f64 = 0.97;
 /// One NFE of the family in work.
 struct Entry {
     nfe: usize,
-    /// The field on the ranking batches, best first.
-    ranked: Vec<(Schedule, f64)>,
+    /// Where its fit starts, best first.
+    starts: Vec<(Schedule, f64)>,
     /// The teacher that its fit has.
     teacher: Schedule,
     /// The best so far with its distance: on the held-out batches once they are measured.
@@ -192,19 +193,20 @@ impl<B: Tensors> Run<'_, '_, B> {
         4 + recorded as u64 + (config.nfe_from()..=config.nfe).map(ranked).sum::<u64>()
     }
 
-    fn entry(&self, nfe: usize, ranked: Vec<(Schedule, f64)>, recording: &Recording) -> Result<Entry> {
+    fn entry(&self, nfe: usize, ranked: Ranked, recording: &Recording) -> Result<Entry> {
         let config = self.bench.config;
-        let best = ranked[0].clone();
+        let Ranked { field, starts } = ranked;
+        let best = field[0].clone();
         let teacher = teacher::schedule(config, recording.teacher_nfe(config, nfe, best.1))?;
-        let handcrafted = ranked.iter().take(BASELINES).cloned().collect();
-        Ok(Entry { nfe, ranked, teacher, best, handcrafted, start: None, trace: Vec::new() })
+        let handcrafted = field.into_iter().take(BASELINES).collect();
+        Ok(Entry { nfe, starts, teacher, best, handcrafted, start: None, trace: Vec::new() })
     }
 
     /// The plan for all that has an entry, within the calls that are left; the host hears it.
     fn plan(&mut self) -> Result<Plan> {
         let config = self.bench.config;
         let item = |(at, entry): (usize, &Entry)| -> Result<Item> {
-            let unknowns = Unknowns::of(config, &entry.ranked[0].0)?;
+            let unknowns = Unknowns::of(config, &entry.starts[0].0)?;
             Ok(Item {
                 nfe: entry.nfe,
                 teacher: entry.teacher.nfe() as u64,
@@ -271,7 +273,7 @@ impl<B: Tensors> Run<'_, '_, B> {
         if plan.linearisations == 0 {
             return Ok(());
         }
-        let field = entry.ranked[0].clone();
+        let field = entry.starts[0].clone();
         let first = RANGE * (nfe - config.nfe_from()) as u64 + ranking.len() as u64;
         let mut grown = None;
         if let Some(below) = at.checked_sub(1).map(|below| self.entries[below].best.0.clone()) {

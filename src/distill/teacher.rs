@@ -24,7 +24,7 @@ const ORDER: f64 = 2.5;
 /// The teacher's own error is at most this much of the student's.
 const SHARE: f64 = 0.1;
 /// What a fit makes of the best handcrafted distance, to be on the safe side.
-const STUDENT: f64 = 0.4;
+const STUDENT: f64 = 0.45;
 const LEAST: usize = 16;
 const MOST: usize = 100;
 
