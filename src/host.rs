@@ -112,11 +112,8 @@ impl Backend {
             return Ok(Self::Cpu);
         }
         // SAFETY: the caller's promise; older versions end before these.
-        let older = [
-            offset_of!(LmsdHost, error),
-            offset_of!(LmsdHost, alloc_many),
-            offset_of!(LmsdHost, elements),
-        ];
+        let older =
+            [offset_of!(LmsdHost, error), offset_of!(LmsdHost, alloc_many), offset_of!(LmsdHost, elements)];
         let host = unsafe { read_sized(host, "host", "lmsd_host", &older) }?;
         for (name, missing) in [
             ("alloc", host.alloc.is_none()),

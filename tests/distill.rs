@@ -5,13 +5,13 @@ use std::cell::{Cell, RefCell};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use lmsd::distill::{Config, Distilled, Problem, Progress, Sums, compare, distill};
+use lmsd::distill::{Config, Distilled, Phase, Problem, Progress, Sums, compare, distill};
 use lmsd::schedule::{Process, Schedule};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
 use lmsd::{Error, Result, Status};
 
 const DIMENSIONS: usize = 8;
-const BATCH: usize = 16;
+const BATCH: usize = 4;
 const DEVIATION: f64 = 0.15;
 
 /// splitmix64, and normal numbers by Box and Muller.
@@ -220,11 +220,13 @@ fn a_family_is_monotone_and_no_worse_than_handcrafted() {
     let distilled = run(&Config { nfe: 6, nfe_from: Some(2), sigma_end: 0.002, ..config(Process::Ve) });
     assert_eq!(distilled.family.iter().map(|f| f.nfe).collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
     for pair in distilled.family.windows(2) {
-        assert!(pair[1].distance <= pair[0].distance, "{} then {}", pair[0].distance, pair[1].distance);
+        assert!(pair[1].distance <= pair[0].distance, "{:?} then {:?}", pair[0].distance, pair[1].distance);
     }
     for fitted in &distilled.family {
         let by = fitted.schedule.made_by.as_ref().unwrap();
-        assert!(fitted.distance <= by.handcrafted[0].distance && fitted.schedule.nfe() == fitted.nfe);
+        assert!(
+            fitted.distance.unwrap() <= by.handcrafted[0].distance && fitted.schedule.nfe() == fitted.nfe
+        );
     }
 }
 
@@ -247,13 +249,14 @@ fn what_may_not_move_does_not() {
     let order = run(&Config { order: Some(2), iterations: 4, ..config(Process::Ve) });
     assert!(order.family[0].improved);
     assert!(order.family[0].schedule.nodes().iter().all(|n| n.weights.len() <= 2));
-    let weights = run(&Config { fit_sigmas: false, fit_scales: false, iterations: 4, ..config(Process::Ve) });
+    let weights = run(&Config { fit_sigmas: false, fit_scales: false, ..config(Process::Ve) });
     let top = weights.family[0].schedule.nodes()[0].sigma;
     assert!(weights.family[0].improved && top == 80.0, "{top}");
     for process in [Process::Ve, Process::Flow] {
-        let kept =
-            run(&Config { fit_start: false, nfe: 4, nfe_from: Some(3), iterations: 4, ..config(process) });
-        assert!(kept.family.iter().all(|f| f.improved && f.schedule.sigma(0) == f.schedule.sigma_start()));
+        let kept = run(&Config { fit_start: false, nfe: 4, nfe_from: Some(3), ..config(process) });
+        for f in &kept.family {
+            assert!(f.improved && f.schedule.sigma(0) == f.schedule.sigma_start(), "{process:?} {f:?}");
+        }
     }
 }
 
@@ -266,15 +269,15 @@ fn close_sigmas_do_not_end_a_run() {
 
 #[test]
 fn where_nothing_better_is_found_it_hands_out_the_handcrafted_one_and_says_so() {
-    // One call of the budget is left for fitting: the ranking of 5 NFE takes the rest.
+    // Enough for the ranking and the held-out batches, not for a fit.
     let full = run(&config(Process::Ve));
-    let stopped = run(&Config { max_calls: Some(full.ranking_calls + 1), ..config(Process::Ve) });
-    let fitted = &stopped.family[0];
+    let few = full.ranking_calls + 200;
+    let ranked = run(&Config { max_calls: Some(few), ..config(Process::Ve) });
+    let fitted = &ranked.family[0];
     let by = fitted.schedule.made_by.as_ref().unwrap();
-    assert_eq!(stopped.stopped.as_deref(), Some("calls"));
-    assert_eq!(stopped.model_calls, full.ranking_calls + 1);
+    assert!(ranked.model_calls + ranked.teacher_calls <= few);
     assert!(!fitted.improved && by.method == "handcrafted");
-    assert_eq!(fitted.distance, by.handcrafted[0].distance);
+    assert_eq!(fitted.distance, Some(by.handcrafted[0].distance));
 }
 
 #[test]
@@ -297,7 +300,7 @@ fn a_stop_keeps_the_best_so_far_and_a_failure_is_carried_out() {
     let error = distill(&Cpu, &hasty, &like(), &mut Mixture::new(Process::Ve)).unwrap_err();
     assert!(error.status == Status::Stopped && error.message.contains("seconds"), "{error}");
     let mut failing = Mixture::new(Process::Ve);
-    failing.fail_at = Some(700);
+    failing.fail_at = Some(full.teacher_calls + full.model_calls);
     let error = distill(&Cpu, &config(Process::Ve), &like(), &mut failing).unwrap_err();
     assert_eq!(error.message, "the model gave up");
 }
@@ -306,11 +309,15 @@ fn a_stop_keeps_the_best_so_far_and_a_failure_is_carried_out() {
 fn progress_counts_every_call_and_its_estimate_is_no_idle_one() {
     let mut mixture = Mixture::new(Process::Ve);
     let distilled = distill(&Cpu, &config(Process::Ve), &like(), &mut mixture).unwrap();
-    let told = mixture.told.into_inner();
+    let (plans, told): (Vec<_>, Vec<_>) =
+        mixture.told.into_inner().into_iter().partition(|told| told.phase == Phase::Plan);
     assert_eq!(told.len() as u64, distilled.teacher_calls + distilled.model_calls);
     assert!(told.windows(2).all(|p| p[1].calls == p[0].calls + 1));
-    let guess = told[0].calls_expected as f64 / told.len() as f64;
-    assert!((0.5..3.0).contains(&guess), "{guess} of the calls expected at the first");
+    let [plan] = plans.as_slice() else { panic!("{} plans", plans.len()) };
+    assert!(told.iter().all(|told| told.phase != Phase::Fit || told.calls > plan.calls));
+    assert!(plan.calls < told.len() as u64 / 2 && plan.batch == BATCH && plan.gain_expected > 1.0);
+    let guess = plan.calls_expected as f64 / told.len() as f64;
+    assert!((0.7..1.5).contains(&guess), "{guess} of the calls expected by the plan");
     assert!(told[told.len() / 2].seconds_left > 0.0);
 }
 
@@ -340,7 +347,6 @@ fn a_killed_run_resumes_to_the_same_schedule_from_wherever_it_was_cut() {
 fn ranks_find_what_one_alone_does_with_a_share_of_the_calls_each() {
     let config = Config { nfe: 4, nfe_from: Some(3), trajectories: 64, ..config(Process::Ve) };
     let alone = run(&config);
-    let batches = 6; // 4 to fit to, 2 held out
     for count in [2, 3] {
         let ranks = Team::new(count).run(|_| config.clone(), |_, _| ());
         let calls: u64 = ranks.iter().map(|(_, calls)| calls).sum();
@@ -349,10 +355,9 @@ fn ranks_find_what_one_alone_does_with_a_share_of_the_calls_each() {
             let found = found.as_ref().unwrap();
             assert_eq!(nodes(found), nodes(&alone), "rank {rank} of {count}");
             assert_eq!((found.ranks, found.model_calls), (count, alone.model_calls));
-            if count == 2 {
-                assert_eq!(own * 2, calls);
-            }
-            assert!(*own <= calls * 3 / batches, "{own} of {calls}");
+            // A linearisation is two or three batches.
+            let share = *own as f64 / calls as f64;
+            assert!((0.15..0.7).contains(&share), "{share} of the calls on rank {rank} of {count}");
         }
         let test = Config { held_out: 64, ..config.clone() };
         let (team, schedule) = (Team::new(count), alone.schedules().next().unwrap());
@@ -379,22 +384,27 @@ fn ranks_find_what_one_alone_does_with_a_share_of_the_calls_each() {
 fn what_ends_one_rank_ends_all() {
     let config = config(Process::Ve);
     // A failure, early and late, is every rank's.
-    for (at, text) in [(3, "the teacher on batch 1: the model gave up"), (300, "the model gave up")] {
+    for (at, text) in [(3, "the teacher on batch 1: the model gave up"), (700, "the model gave up")] {
         let ranks = Team::new(2).run(|_| config.clone(), |rank, m| m.fail_at = (rank == 1).then_some(at));
         let errors: Vec<_> = ranks.into_iter().map(|(found, _)| found.unwrap_err()).collect();
-        assert_eq!((errors[0].status, &errors[0].message), (Status::Stopped, &format!("rank 1: {text}")));
-        assert_eq!(errors[1].message, text);
+        assert_eq!(
+            (errors[0].status, &errors[0].message),
+            (Status::Stopped, &format!("rank 1: {}", errors[1]))
+        );
+        assert!(errors[1].message.ends_with(text), "{}", errors[1]);
     }
     // A stop too, and all keep the same.
-    let half = run(&config).model_calls / 2;
-    let ranks = Team::new(2).run(|_| config.clone(), |rank, m| m.stop_at = (rank == 1).then_some(half));
+    let late = Team::new(2).run(|_| config.clone(), |_, _| ())[1].1 * 9 / 10;
+    let ranks = Team::new(2).run(|_| config.clone(), |rank, m| m.stop_at = (rank == 1).then_some(late));
     let found: Vec<_> = ranks.iter().map(|(found, _)| found.as_ref().unwrap()).collect();
     assert!(found.iter().all(|f| f.stopped.as_deref() == Some("cancelled") && f.family[0].improved));
     assert_eq!(nodes(found[0]), nodes(found[1]));
-    // Too few calls on one rank: options must be alike but for the limits.
+    // Fewer calls on one rank: options must be alike but for the limits, and the plan is the first one's.
     let ranks = Team::new(2)
-        .run(|rank| Config { max_calls: (rank == 0).then_some(900), ..config.clone() }, |_, _| ());
-    assert!(ranks.iter().all(|(found, _)| found.as_ref().unwrap().stopped.as_deref() == Some("calls")));
+        .run(|rank| Config { max_calls: (rank == 0).then_some(1500), ..config.clone() }, |_, _| ());
+    let found: Vec<_> = ranks.iter().map(|(found, _)| found.as_ref().unwrap()).collect();
+    assert!(found.iter().all(|f| f.model_calls + f.teacher_calls <= 1500 && f.family[0].improved));
+    assert_eq!(nodes(found[0]), nodes(found[1]));
     // Other options, and a rank that is there twice.
     let nfe = |rank| Config { nfe: 4 + rank, ..config.clone() };
     for (found, _) in Team::new(2).run(nfe, |_, _| ()) {
@@ -410,7 +420,7 @@ fn what_ends_one_rank_ends_all() {
     let error = Team::new(1).run(|_| config.clone(), refused).remove(0).0.unwrap_err();
     assert!(error.message.contains("rank is 1; with 1 ranks it must be below 1"), "{error}");
     // An error before the first meeting.
-    let teacher = |rank| Config { teacher_nfe: if rank == 0 { 5 } else { 100 }, ..config.clone() };
+    let teacher = |rank| Config { teacher_nfe: Some(if rank == 0 { 5 } else { 100 }), ..config.clone() };
     let ranks = Team::new(2).run(teacher, |_, _| ());
     let messages: Vec<_> = ranks.into_iter().map(|(found, _)| found.unwrap_err().message).collect();
     assert!(messages[1].contains("rank 0: teacher_nfe is 5"), "{messages:?}");
@@ -433,7 +443,8 @@ fn a_killed_run_resumes_on_another_number_of_ranks() {
         std::fs::write(&path, &text[..text.len() * part / 10]).unwrap();
         for (found, calls) in Team::new(2).run(|_| config.clone(), |_, _| ()) {
             assert_eq!(nodes(&found.unwrap()), nodes(&full), "cut at {part}/10");
-            assert!(2 * calls < full.teacher_calls + full.model_calls);
+            let most = (full.teacher_calls + full.model_calls) * 7 / 10;
+            assert!(calls < most, "{calls} of {most} from {part}/10 on");
         }
         assert_eq!(
             std::fs::read(&path).unwrap().iter().filter(|b| **b == b'\n').count(),
@@ -462,5 +473,101 @@ fn options_out_of_range_are_refused_by_name() {
     ] {
         let error = Config::from_json(json).unwrap_err();
         assert!(error.status == Status::InvalidArgument && error.message.contains(word), "{json}: {error}");
+    }
+}
+
+/// A host that does something wrong.
+struct Wrong<'a> {
+    mixture: Mixture<'a>,
+    what: &'static str,
+    count: u64,
+    last: Vec<f64>,
+}
+
+impl Problem<CpuTensor> for Wrong<'_> {
+    fn begin(&mut self, batch: u64, x_t: &mut CpuTensor) -> Result<()> {
+        self.count += 1;
+        match self.what {
+            "unseeded" => self.mixture.begin(self.count, x_t),
+            "constant" => self.mixture.begin(0, x_t),
+            "unscaled" => {
+                self.mixture.begin(batch, x_t)?;
+                let unit: Vec<f64> = values(x_t).into_iter().map(|v| v / 80.0).collect();
+                write(x_t, &unit);
+                Ok(())
+            }
+            _ => self.mixture.begin(batch, x_t),
+        }
+    }
+
+    fn denoise(&mut self, x: &CpuTensor, sigma: f64, denoised: &mut CpuTensor) -> Result<()> {
+        self.mixture.denoise(x, sigma, denoised)?;
+        if self.what == "cached" {
+            let own = values(denoised);
+            let mixed = match self.last.as_slice() {
+                [] => own.clone(),
+                last => own.iter().zip(last).map(|(a, b)| 0.5 * (a + b)).collect(),
+            };
+            self.last = own;
+            write(denoised, &mixed);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn noise_and_models_that_would_make_a_fit_worthless_are_refused_in_the_first_calls() {
+    for (what, words) in [
+        ("unseeded", "begin gives another x_T for batch 0"),
+        ("constant", "begin gives the same x_T for batches 0 and 1"),
+        ("unscaled", "x_T of batch 0 has a standard deviation of"),
+        ("cached", "the model gives another result for the same x"),
+    ] {
+        let mixture = Mixture::new(Process::Ve);
+        let mut wrong = Wrong { mixture, what, count: 0, last: Vec::new() };
+        let error = distill(&Cpu, &config(Process::Ve), &like(), &mut wrong).unwrap_err();
+        assert!(error.status == Status::InvalidArgument && error.message.contains(words), "{what}: {error}");
+        assert!(wrong.mixture.calls.get() <= 4);
+    }
+}
+
+#[test]
+fn a_budget_is_met_by_planning_and_a_second_run_goes_on_to_what_one_without_a_limit_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = run(&config(Process::Ve));
+    let total = full.teacher_calls + full.model_calls;
+    for calls in [375, total / 3, total * 2 / 3] {
+        let path = folder.path().join(format!("{calls}.jsonl"));
+        let limited =
+            Config { max_calls: Some(calls), checkpoint: Some(path.clone()), ..config(Process::Ve) };
+        let first = run(&limited);
+        assert!(first.teacher_calls + first.model_calls <= calls, "{calls}: {first:?}");
+        assert!(first.family.len() == 1 && first.family[0].distance.is_some());
+        let mut mixture = Mixture::new(Process::Ve);
+        let second = Config { max_calls: None, ..limited };
+        let second = distill(&Cpu, &second, &like(), &mut mixture).unwrap();
+        assert_eq!(nodes(&second), nodes(&full), "{calls}");
+        assert!(mixture.calls.get() < total - calls / 2, "{} of {total} calls again", mixture.calls.get());
+    }
+    // A family in the same budget: its largest member, at least.
+    let family = Config { nfe: 6, nfe_from: Some(3), max_calls: Some(700), ..config(Process::Ve) };
+    let family = run(&family);
+    assert_eq!(family.family.last().unwrap().nfe, 6);
+    assert!(family.teacher_calls + family.model_calls <= 700);
+}
+
+/// From 50 points on: every line of the checkpoint, and the middle of one.
+#[test]
+fn killed_anywhere_it_ends_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let config = Config { nfe: 3, checkpoint: Some(path.clone()), ..config(Process::Ve) };
+    let full = nodes(&run(&config));
+    let text = std::fs::read(&path).unwrap();
+    let mut noise = Noise(11);
+    for _ in 0..50 {
+        let at = (noise.uniform() * text.len() as f64) as usize;
+        std::fs::write(&path, &text[..at.max(text.iter().position(|b| *b == b'\n').unwrap() + 1)]).unwrap();
+        assert_eq!(nodes(&run(&config)), full, "cut at {at} of {}", text.len());
     }
 }

@@ -50,6 +50,7 @@ pub fn grown<B: Tensors>(
 fn promised(normal: &Normal) -> f64 {
     let diagonal = normal.matrix.diagonal();
     let scale = diagonal.map(|d| DAMPING * d.max(0.3 * diagonal.mean()));
-    let step = Cholesky::new(&normal.matrix + DMatrix::from_diagonal(&scale)).map(|c| c.solve(&-&normal.gradient));
+    let step =
+        Cholesky::new(&normal.matrix + DMatrix::from_diagonal(&scale)).map(|c| c.solve(&-&normal.gradient));
     step.map_or(0.0, |step| -(normal.gradient.dot(&step) + 0.5 * step.dot(&(&normal.matrix * &step))))
 }

@@ -6,12 +6,12 @@ use std::borrow::Cow;
 
 use nalgebra::{DMatrix, DVector};
 
+use super::Sums;
 use super::account::By;
 use super::bench::{Bench, Rows, hashed};
 use super::journal::{Key, Kind};
 use super::optimise::{Correction, Measurements, Normal};
 use super::unknowns::{Kind as Of, Unknowns};
-use super::Sums;
 use crate::error::{Error, Result, Status};
 use crate::sample::Sampler;
 use crate::schedule::Schedule;

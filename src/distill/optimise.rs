@@ -223,3 +223,146 @@ fn corrected(step: &DVector<f64>, scale: &DVector<f64>) -> Correction {
     let length = step.dot(&scaled);
     Correction { step: step.as_slice().to_vec(), weights: (scaled / length).as_slice().to_vec() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Trajectories whose end is linear in the unknowns: mean over i of |A_i x - b_i|.
+    struct Linear {
+        /// For each trajectory, rows of A and b.
+        ends: Vec<(DMatrix<f64>, DVector<f64>)>,
+        /// Unknown 0 stays below this.
+        bound: f64,
+        next: usize,
+        now: Vec<usize>,
+        point: DVector<f64>,
+        tried: DVector<f64>,
+        trials: usize,
+    }
+
+    fn noise(state: &mut u64) -> f64 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    impl Linear {
+        /// `spread`: of the b_i about A_i `best`; `shape` maps unknowns to what the ends see.
+        fn new(best: &[f64], spread: f64, shape: impl Fn(usize, usize, f64) -> f64) -> Self {
+            let mut state = 5;
+            let best = DVector::from_column_slice(best);
+            let k = best.len();
+            let ends = (0..400).map(|_| {
+                let a = DMatrix::from_fn(12, k, |i, j| shape(i, j, noise(&mut state)));
+                let b = &a * &best + DVector::from_fn(12, |_, _| spread * noise(&mut state));
+                (a, b)
+            });
+            let zero = DVector::zeros(k);
+            let (point, tried) = (zero.clone(), zero);
+            Self { ends: ends.collect(), bound: f64::INFINITY, next: 0, now: vec![], point, tried, trials: 0 }
+        }
+
+        fn distance(&self, of: &[usize], x: &DVector<f64>) -> f64 {
+            of.iter().map(|&i| (&self.ends[i].0 * x - &self.ends[i].1).norm()).sum::<f64>() / of.len() as f64
+        }
+
+        fn normal(&self) -> Normal {
+            let k = self.point.len();
+            let mut normal =
+                Normal { distance: 0.0, gradient: DVector::zeros(k), matrix: DMatrix::zeros(k, k) };
+            for &i in &self.now {
+                let (a, b) = &self.ends[i];
+                let r = a * &self.point - b;
+                let part = 1.0 / (r.norm() * self.now.len() as f64);
+                normal.distance += r.norm() / self.now.len() as f64;
+                normal.gradient += a.transpose() * &r * part;
+                normal.matrix += a.transpose() * a * part;
+            }
+            normal
+        }
+    }
+
+    impl Measurements for Linear {
+        fn bounded(&self, point: &[f64]) -> Option<Vec<f64>> {
+            let mut point = point.to_vec();
+            point[0] = point[0].min(self.bound);
+            Some(point)
+        }
+
+        fn linearise(&mut self, point: &[f64], trajectories: usize) -> Result<Option<Normal>> {
+            self.now = (self.next..self.next + trajectories).map(|i| i % self.ends.len()).collect();
+            self.next += trajectories;
+            self.point = DVector::from_column_slice(point);
+            Ok(Some(self.normal()).filter(|normal| normal.distance.is_finite()))
+        }
+
+        fn trial(&mut self, point: &[f64]) -> Result<f64> {
+            self.trials += 1;
+            self.tried = DVector::from_column_slice(point);
+            Ok(self.distance(&self.now, &self.tried))
+        }
+
+        fn update(&mut self, accepted: bool, _: Option<&Correction>) -> Result<Normal> {
+            if accepted {
+                self.point = self.tried.clone();
+            }
+            Ok(self.normal())
+        }
+    }
+
+    /// Distances over all trajectories: of the fit after so many batches, and of `best`.
+    fn fitted(on: &mut Linear, batches: usize, best: &[f64]) -> (f64, f64, Vec<f64>) {
+        let mut fit = Online::new(vec![0.0; best.len()]);
+        for _ in 0..batches {
+            fit.batch(on).unwrap().unwrap();
+        }
+        let all: Vec<usize> = (0..on.ends.len()).collect();
+        let at = |x: &[f64]| on.distance(&all, &DVector::from_column_slice(x));
+        (at(&fit.point), at(best), fit.point)
+    }
+
+    #[test]
+    fn noise_between_batches_averages_out() {
+        let best = [1.0, -2.0, 0.5, 3.0];
+        let mut on = Linear::new(&best, 1.0, |_, _, v| v);
+        let (few, least, _) = fitted(&mut on, 2, &best);
+        let (many, ..) = fitted(&mut on, 12, &best);
+        assert!(many < few && many < 1.01 * least, "{few} {many} {least}");
+    }
+
+    #[test]
+    fn what_can_be_met_is_met() {
+        let best = [1.0, -2.0, 0.5];
+        let mut on = Linear::new(&best, 0.0, |_, _, v| v);
+        let (end, _, point) = fitted(&mut on, 8, &best);
+        assert!(end < 1e-3, "{end} at {point:?}");
+    }
+
+    #[test]
+    fn a_redundant_unknown_stays_near_and_one_without_effect_where_it_was() {
+        // Unknowns 0 and 1 do the same, 2 does nothing.
+        let shape = |i: usize, j: usize, _: f64| [((i % 5) as f64) - 2.0, ((i % 5) as f64) - 2.0, 0.0][j];
+        let mut on = Linear::new(&[1.0, 1.0, 0.0], 0.2, shape);
+        let (end, least, point) = fitted(&mut on, 8, &[1.0, 1.0, 0.0]);
+        assert!(end < 1.02 * least && point[2] == 0.0, "{end} {least} {point:?}");
+        assert!((point[0] + point[1] - 2.0).abs() < 0.1 && (point[0] - point[1]).abs() < 1e-6, "{point:?}");
+    }
+
+    #[test]
+    fn a_bound_is_kept_and_the_rest_fitted() {
+        let mut on = Linear::new(&[5.0, 2.0], 0.0, |i, j, _| if i % 2 == j { 1.0 } else { 0.0 });
+        on.bound = 1.0;
+        let (.., point) = fitted(&mut on, 10, &[5.0, 2.0]);
+        assert!(point[0] == 1.0 && (point[1] - 2.0).abs() < 0.02, "{point:?}");
+    }
+
+    #[test]
+    fn what_is_not_finite_ends_a_batch_and_nothing_else() {
+        let mut on = Linear::new(&[1.0], 0.1, |_, _, v| v);
+        on.ends[0].1[0] = f64::NAN;
+        let mut fit = Online::new(vec![0.0]);
+        assert_eq!(fit.batch(&mut on).unwrap(), None);
+        assert_eq!((fit.point[0], on.trials), (0.0, 0));
+        assert!(fit.batch(&mut on).unwrap().is_some() && fit.point[0] > 0.5);
+    }
+}

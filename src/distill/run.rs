@@ -7,12 +7,10 @@ use super::jacobian::{self, Fitting};
 use super::optimise::Online;
 use super::plan::{self, Bounds, Item, Plan};
 use super::ranks::Ranks;
+use super::starts::Ranked;
 use super::teacher::{self, Recording};
 use super::unknowns::{Unknowns, inserted, padded};
-use super::starts::Ranked;
-use super::{
-    Config, Distilled, Fitted, HELD_OUT_BATCHES, Phase, Problem, TEST_BATCHES, Trace, grow, starts,
-};
+use super::{Config, Distilled, Fitted, HELD_OUT_BATCHES, Phase, Problem, TEST_BATCHES, Trace, grow, starts};
 use crate::error::{Error, Result};
 use crate::schedule::{Baseline, MadeBy, Schedule};
 use crate::tensor::Tensors;
@@ -250,7 +248,8 @@ impl<B: Tensors> Run<'_, '_, B> {
     /// What is kept at one node less is there at this NFE too, so the family is monotone: a node that
     /// changes nothing leaves the distance as it is.
     fn inherit(&mut self, at: usize) -> Result<()> {
-        let Some((smaller, distance)) = at.checked_sub(1).map(|below| self.entries[below].best.clone()) else {
+        let Some((smaller, distance)) = at.checked_sub(1).map(|below| self.entries[below].best.clone())
+        else {
             return Ok(());
         };
         let config = self.bench.config;

@@ -93,6 +93,9 @@ fn field_of(config: &Config, recording: &Recording, nfe: usize) -> Vec<Schedule>
 
 /// What fits may start from: at the top, below it, and with an analytical first step.
 fn starts_of(config: &Config, nfe: usize) -> Vec<Schedule> {
+    if !config.fit_sigmas {
+        return Vec::new(); // the grid stays: that of the best of the field
+    }
     let levels = config.levels();
     let grids: Vec<Grid> = match config.process {
         Process::Ve => RHOS.map(|rho| Grid::Karras { rho }).into(),
