@@ -1157,7 +1157,7 @@ static int work_model(void *user_data, const void *x, double sigma, void *denois
 
 static int work_progress(void *user_data, const lmsd_progress *p) {
     struct work *w = user_data;
-    w->wrong |= p->struct_size != sizeof *p || p->phase < 0 || p->phase > 3 || p->calls < w->last_calls;
+    w->wrong |= p->struct_size != sizeof *p || p->phase < 0 || p->phase > 4 || p->calls < w->last_calls;
     w->wrong |= isnan(p->distance) || isnan(p->handcrafted) || isnan(p->seconds_left);
     w->last_calls = p->calls;
     w->last = *p;
@@ -1234,12 +1234,13 @@ static void test_distill(const char *folder) {
     for (size_t i = 0; i < 3; i++) CHECK(fabs(on_host[i] - distances[i]) < 1e-10);
     CHECK(w.framework.live == 0 && w.framework.made > 0);
     lmsd_distilled *hosted = NULL;
+    size_t before = w.framework.operations;
     OK(lmsd_distill("{\"nfe\": 3, " DISTIL "}", &host, &problem, &hosted));
     CHECK(w.framework.live == 0 && lmsd_distilled_count(hosted) == 1 &&
           w.last.distance <= w.last.handcrafted);
     lmsd_distilled_free(hosted);
     /* Wherever an operation fails, everything is released. */
-    size_t operations = w.framework.operations;
+    size_t operations = w.framework.operations - before;
     for (size_t at = 0; at < operations; at += at < 20 ? 1 : operations / 23) {
         w = work_of(true), w.framework.fail_at = at;
         hosted = NULL;
@@ -1459,8 +1460,9 @@ static void test_ranks(void) {
     run_team(ranks, SIZE_MAX, SIZE_MAX);
     for (size_t i = 0; i < 2; i++) {
         CHECK(ranks[i].status == LMSD_STATUS_OK && strcmp(ranks[i].nodes, alone) == 0);
-        CHECK(!ranks[i].work.wrong && ranks[i].work.calls * 2 == w.calls);
+        CHECK(!ranks[i].work.wrong && ranks[i].work.calls < w.calls * 3 / 4);
     }
+    CHECK(ranks[0].work.calls + ranks[1].work.calls == w.calls);
     run_team(ranks, 7, SIZE_MAX);
     for (size_t i = 0; i < 2; i++) {
         CHECK(ranks[i].status == LMSD_STATUS_STOPPED && strstr(ranks[i].says, "returned 64") != NULL);

@@ -300,7 +300,7 @@ impl<'a, B: Tensors> Bench<'a, B> {
             }
         }
         let (high, low) = (self.config.sigma_max, (self.config.sigma_max * self.config.sigma_min).sqrt());
-        let mut states = vec![self.tensors.copy(&x_t)?, self.tensors.alloc(&x_t)?];
+        let mut states = [self.tensors.copy(&x_t)?, self.tensors.alloc(&x_t)?];
         self.tensors.lincomb(&mut states[1], &[(low / high, &x_t)])?;
         let mut found = Vec::new();
         for (state, sigma) in [(0, high), (1, low), (0, high), (1, low)] {

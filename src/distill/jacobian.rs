@@ -35,7 +35,7 @@ struct Local<T> {
 /// What was done to a linearisation: enough to make it again.
 #[derive(Clone)]
 enum Done {
-    Trial(Schedule),
+    Trial(Box<Schedule>),
     Update(bool, Option<Correction>),
 }
 
@@ -239,7 +239,7 @@ impl<B: Tensors> Measurements for Fitting<'_, '_, B> {
             own.revive(linear)?;
             own.try_on(linear, &schedule)
         });
-        linear.done.push(Done::Trial(schedule));
+        linear.done.push(Done::Trial(Box::new(schedule)));
         let count = self.count(&linear);
         self.linear = Some(linear);
         Ok(found?[0] / count)

@@ -75,6 +75,8 @@ fn distill_on<B: Tensors>(
         let message = format!("teacher_nfe is {given}; it must be at least twice nfe, {least}");
         return Err(Error::argument(message));
     }
+    // Before any work.
+    teacher::schedule(config, teacher::COARSE)?;
     let count = ranks.count;
     let mut bench = Bench::new(tensors, config, like, problem, ranks)?;
     let mut run = Run { bench: &mut bench, entries: Vec::new(), ranking_calls: 0, teacher: None };

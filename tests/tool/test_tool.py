@@ -83,7 +83,7 @@ GAUSSIAN = (
 class Noise:
     """The trajectories that the program draws, for the digits network in numpy at guidance 3."""
 
-    def __init__(self, size=64, seed=0):
+    def __init__(self, size=8, seed=0):
         self.size, self.seed, self.network = size, seed, Digits()
         self.like = np.empty((size, 1, 8, 8), np.float32)
 
@@ -132,18 +132,18 @@ def nodes(path):
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_resumes_to_the_same_result(digits, tmp_path, end):
-    common = ["distill", *digits, "--nfe", 4, "--trajectories", 128, "--iterations", 8, "--quiet"]
+    common = ["distill", *digits, "--nfe", 4, "--quiet"]
     run(*common, "--out", tmp_path / "whole")
     out, checkpoint = tmp_path / "parts.json", tmp_path / "parts-checkpoint.jsonl"
     process = start(*common, "--out", out)
-    while not (checkpoint.exists() and checkpoint.read_text().count('"normal"') > 9):
+    while not (checkpoint.exists() and checkpoint.read_text().count('"trial"') > 9):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(end)
     said = "".join(process.communicate(timeout=60))
     if end == signal.SIGINT:
         assert process.returncode == 130 and "the same command goes on from" in said
-        assert lmsd.Schedule.load(out).made_by["improved"]  # the best so far
+        assert lmsd.Schedule.load(out).made_by["distance"] > 0  # the best so far
     else:
         assert not out.exists()
     assert checkpoint.exists() and "going on from" in run(*common, "--out", out)
@@ -156,7 +156,7 @@ def test_out_of_memory_halves_the_calls_and_changes_nothing(tmp_path):
         tmp_path, 'if x.size(0) > 10:\n    raise RuntimeError("CUDA out of memory. Tried")\n' + GAUSSIAN
     )
     whole = scripted(tmp_path, GAUSSIAN)
-    common = ["--nfe", 3, "--sigma-min", 0.01, "--sigma-max", 20, "--shape", "3,5", "--quiet"]
+    common = ["--nfe", 3, "--sigma-min", 0.01, "--sigma-max", 20, "--shape", "3,5", "--quiet", "--batch", 64]
     said = run("distill", "--model", small, *common, "--out", tmp_path / "small.json")
     assert "with 64 trajectories in a call of the model; going on with 32" in said
     assert said.count("going on with") == 3 and "going on with 8" in said
@@ -184,6 +184,8 @@ def test_a_memory_budget_sets_the_size_of_a_call(tmp_path):
         4,
         "--max-seconds",
         1,
+        "--batch",
+        64,
     ]
     said = run(*common, "--memory", "1GiB", "--out", tmp_path, "--quiet", code=1)  # 20 MB a trajectory
     (line,) = [line for line in said.splitlines() if "fit into 1.00 GiB" in line]
@@ -194,7 +196,7 @@ def test_a_memory_budget_sets_the_size_of_a_call(tmp_path):
 
 def test_half_precision_models_keep_float32_states(digits, tmp_path):
     run(
-        "distill", *digits, "--nfe", 4, "--dtype", "bfloat16", "--iterations", 6, "--out", tmp_path, "--quiet"
+        "distill", *digits, "--nfe", 4, "--dtype", "bfloat16", "--out", tmp_path, "--quiet"
     )
     made = lmsd.Schedule.load(tmp_path / "nfe04.json").made_by
     assert made["improved"] and made["distance"] < made["handcrafted"][0]["distance"] / 1.5
@@ -235,7 +237,7 @@ def test_refusals_say_what_is_wrong(digits, tmp_path):
     assert "needs a model that takes a class" in refused(*gaussian, "--guidance", 2)
     assert "the model at sigma 80: libtorch: Expected at most" in refused(*gaussian, "--classes", 3)
     wrong = scripted(tmp_path, "return x[:, :1]")
-    assert "returned shape [64, 1, 5]; it must be that of x, [64, 3, 5]" in refused(*options(wrong, (3, 5)))
+    assert "returned shape [8, 1, 5]; it must be that of x, [8, 3, 5]" in refused(*options(wrong, (3, 5)))
     thrown = scripted(tmp_path, "return x @ torch.ones(7, 7)")
     said = refused(*options(thrown, (3, 5)))
     assert "mat1 and mat2 shapes" in said or "size of tensor" in said

@@ -50,8 +50,9 @@ pub struct ModelOptions {
     /// Number of classes of a model that takes them; each trajectory draws one
     #[arg(long, default_value_t = 0)]
     pub classes: i64,
-    /// Trajectories in a batch; where memory runs out, the model is called on parts of it
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20).map(|n| n as usize))]
+    /// Trajectories in a batch, 4 to 16 for the cheapest fit; where memory runs out, the model is called on
+    /// parts of it
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1 << 20).map(|n| n as usize))]
     pub batch: usize,
     /// Memory that may be in use, such as 8GiB, on the GPU or, on the CPU, by this process: sets how many
     /// trajectories are in a call of the model, by measured calls
@@ -84,13 +85,13 @@ pub struct Trajectories {
     /// Guidance scale, between the prediction for a class and that for none
     #[arg(long, default_value_t = 1.0)]
     pub guidance: f64,
-    /// Trajectories to fit to [default: 64]
+    /// Fresh trajectories that each fit gets [default: 84]
     #[arg(long)]
     pub trajectories: Option<usize>,
-    /// Held-out trajectories that decide what is kept [default: 64]
+    /// Held-out trajectories that decide what is kept [default: 24]
     #[arg(long)]
     pub held_out: Option<usize>,
-    /// Model calls of the teacher [default: 100]
+    /// Model calls of the teacher [default: measured; 50 to compare]
     #[arg(long)]
     pub teacher_nfe: Option<usize>,
 }
@@ -117,13 +118,13 @@ pub struct Distill {
     /// Forward difference of the fit [default: 0.02]
     #[arg(long)]
     pub difference_step: Option<f64>,
-    /// Most steps of the fit for each NFE [default: 40]
+    /// Most linearisations for each NFE [default: 40]
     #[arg(long)]
     pub iterations: Option<usize>,
-    /// Stop after so many batch calls
+    /// Plan for so many batch calls, all included
     #[arg(long)]
     pub max_calls: Option<u64>,
-    /// Stop after so many seconds
+    /// Plan for so many seconds
     #[arg(long)]
     pub max_seconds: Option<f64>,
     /// File to resume from [default: checkpoint.jsonl beside the results; removed when done]

@@ -104,7 +104,7 @@ fn prepare(model: &ModelOptions, t: &Trajectories, quiet: bool) -> Result<(Torch
     };
     config.trajectories = t.trajectories.unwrap_or(config.trajectories);
     config.held_out = t.held_out.unwrap_or(config.held_out);
-    config.teacher_nfe = t.teacher_nfe.unwrap_or(config.teacher_nfe);
+    config.teacher_nfe = t.teacher_nfe;
     Ok((torch, run, config, like))
 }
 
@@ -170,25 +170,30 @@ fn distill(options: &Distill) -> Result<ExitCode> {
         }
         found => found?,
     };
-    let mut rows = vec![["schedule", "NFE", "distance", "best handcrafted", "gain", "which"].map(Into::into)];
+    let mut rows =
+        vec![["schedule", "NFE", "distance", "strongest published", "gain", "which"].map(Into::into)];
     for (fitted, schedule) in found.family.iter().zip(found.schedules()) {
         let path = files.schedule(fitted.nfe);
         schedule.save(&path)?;
-        rows.push(row(&path, fitted.distance, schedule));
+        rows.push(row(&path, fitted.distance.unwrap_or(f64::INFINITY), schedule));
     }
     let report = files.beside("report.json");
     std::fs::write(&report, found.to_json()).map_err(|e| io(&report, e))?;
     print_table(&rows);
     println!(
-        "{} calls of a batch and {} of the teacher, {:.1} s, {:.1} % of them outside the model",
-        found.model_calls,
-        found.teacher_calls,
+        "{} image-calls, the teacher's {} among them, {:.1} s, {:.1} % of them outside the model",
+        found.image_calls,
+        found.teacher_calls * found.batch as u64,
         found.seconds,
         100.0 * outside(&found)
     );
     if found.stopped.as_deref() == Some("cancelled") {
         eprintln!("lmsd: stopped; {goes_on}");
         return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if options.max_calls.is_some() || options.max_seconds.is_some() {
+        println!("within a limit; with a higher one {goes_on}");
+        return Ok(ExitCode::SUCCESS);
     }
     std::fs::remove_file(&checkpoint).map_err(|e| io(&checkpoint, e))?;
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lmsd::Result;
-use lmsd::distill::{HELD_OUT_BATCHES, Problem, Progress, TEST_BATCHES};
+use lmsd::distill::{HELD_OUT_BATCHES, Phase, Problem, Progress, TEST_BATCHES};
 use lmsd::torch::tch::{self, Device, Kind, Tensor};
 
 use crate::network::Network;
@@ -96,6 +96,10 @@ impl Bar {
     }
 
     fn tell(&mut self, p: &Progress) {
+        if p.phase == Phase::Plan {
+            self.say(p);
+            return;
+        }
         let phase = format!("{:?}", p.phase).to_lowercase();
         let known =
             |what: &str, v: f64| if v.is_finite() { format!(", {what} {v:.4}") } else { String::new() };
@@ -110,6 +114,21 @@ impl Bar {
             self.last = Instant::now();
             eprintln!("{phase} {} NFE, {}/{} calls{left}", p.nfe, p.calls, p.calls_expected);
         }
+    }
+
+    /// The plan, once, before the long part.
+    fn say(&self, p: &Progress) {
+        let images = p.calls_expected * p.batch as u64;
+        let minutes = p.seconds_left / 60.0;
+        let line = format!(
+            "plan: {} calls, {images} image-calls, about {minutes:.1} minutes; similar runs at {} NFE ended {:.1} \
+             times nearer to the teacher than the best of the strongest published field",
+            p.calls_expected, p.nfe, p.gain_expected
+        );
+        if self.lines {
+            eprintln!("{line}");
+        }
+        self.bar.println(line);
     }
 
     pub fn done(&self) {
