@@ -90,7 +90,7 @@ test-c-abi: test-c-install
 	$(C_BUILD)/abi_cpp
 	$(C_BUILD)/abi_wrong
 	$(CC) -std=c11 -O3 $(C_WARNINGS) $(C_LMSD) examples/c/digits_gmm.c $(C_LIBS) -o $(C_BUILD)/digits_gmm
-	$(C_BUILD)/digits_gmm --nfe 3 --trajectories 64 --out $(C_BUILD)/digits_gmm.json 2> $(C_BUILD)/digits_gmm.log
+	$(C_BUILD)/digits_gmm --nfe 3 --out $(C_BUILD)/digits_gmm.json 2> $(C_BUILD)/digits_gmm.log
 	PKG_CONFIG_PATH=$(C_PREFIX)/lib/pkgconfig; export PKG_CONFIG_PATH; \
 	test "$$(pkg-config --modversion lmsd)" = "$(LMSD_VERSION)" && \
 	$(CC) -std=c11 $(C_WARNINGS) examples/c/twelve_lines.c $$(pkg-config --cflags --libs lmsd) -o $(C_BUILD)/twelve_lines_c && \

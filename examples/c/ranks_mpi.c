@@ -15,7 +15,7 @@
 
 #include <lmsd.h>
 
-enum { BATCH = 16, DIMENSIONS = 16, SIZE = BATCH * DIMENSIONS };
+enum { BATCH = 4, DIMENSIONS = 16, SIZE = BATCH * DIMENSIONS };
 
 static uint64_t state;
 

@@ -5,7 +5,7 @@
 use super::optimise;
 
 /// Trials that a linearisation gets, as a rule.
-const TRIALS: u64 = 4;
+const TRIALS: u64 = 5;
 /// A fit of fewer linearisations is not worth its Jacobians.
 const LEAST: usize = 2;
 /// However many trajectories a batch has, a fit takes so many steps.

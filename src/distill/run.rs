@@ -25,6 +25,10 @@ const RANGE: u64 = 1024;
 /// and starts again elsewhere.
 const PATIENCE: usize = 3;
 const WORTH_GROWING: f64 = 0.97;
+/// Held-out trajectories are few. Of two looks at a fit the later one, which more trajectories were fitted to,
+/// is kept unless it is so much worse on them: by the least of them alone a fit of 18,000 image-calls
+/// was kept as it had been after 4,000 (0.259 instead of 0.235 on a test set).
+const CLEARLY_WORSE: f64 = 1.1;
 
 /// One NFE of the family in work.
 struct Entry {
@@ -324,6 +328,7 @@ impl<B: Tensors> Run<'_, '_, B> {
         let unknowns = Unknowns::of(self.bench.config, start)?;
         let mut fit = Online::new(unknowns.values());
         let before = self.entries[at].best.1;
+        let mut least = f64::INFINITY;
         for index in 0..count {
             let batch = fit.batch(&mut Fitting::new(self.bench, &unknowns, teacher, next))?;
             if plan::is_looked_at(index, count) || batch.is_none() {
@@ -334,7 +339,8 @@ impl<B: Tensors> Run<'_, '_, B> {
                 let calls = self.bench.account.all_calls();
                 let fresh = batch.map(|batch| batch.fresh);
                 entry.trace.push(Trace { calls, fresh, held_out: distance });
-                if distance < entry.best.1 {
+                least = least.min(distance);
+                if distance < before && distance <= CLEARLY_WORSE * least {
                     entry.best = (schedule, distance);
                     self.bench.account.progress.distance = distance;
                 }
