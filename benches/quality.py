@@ -26,8 +26,8 @@ from common import (
     FIELDS,
     Claims,
     Frechet,
+    about,
     calls_needed,
-    config,
     contest,
     end_points,
     field,
@@ -57,8 +57,8 @@ def best_of_fields(guidance, test, count):
 def run(guidance, trajectories, count):
     """One guidance scale: distils, and measures on `count` test trajectories."""
     started = time.perf_counter()
-    digits = problem(guidance)
-    options = {"nfe": (FAMILY[0], FAMILY[-1]), "trajectories": trajectories, **config(digits)}
+    digits = problem(guidance, size=4)
+    options = {"nfe": (FAMILY[0], FAMILY[-1]), "trajectories": trajectories, **about(digits)}
     distilled = lmsd.distill(digits.model, digits.begin, digits.like, progress=False, **options)
     test = problem(guidance, size=125)
     schedules = distilled.schedules
@@ -139,7 +139,7 @@ def show(result, count, claims):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="out/quality.json", help="file (default %(default)s)")
-    parser.add_argument("--trajectories", type=int, default=256, help="to fit to (default %(default)s)")
+    parser.add_argument("--trajectories", type=int, default=200, help="to fit to (default %(default)s)")
     parser.add_argument(
         "--test", type=int, default=1000, help="trajectories, in batches of 125 (default 1000)"
     )

@@ -206,7 +206,7 @@ fn overhead(device: Device, shape: &[i64], calls: u64) -> Result<Value> {
         sigma_max: 20.0,
         trajectories: shape[0] as usize,
         held_out: shape[0] as usize,
-        teacher_nfe: 20,
+        teacher_nfe: Some(20),
         max_calls: Some(calls),
         ..Config::default()
     };

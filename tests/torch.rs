@@ -416,7 +416,7 @@ fn sampling_ends_where_the_built_in_backend_does() {
 
 #[test]
 fn a_distillation_goes_the_way_of_the_built_in_backend() {
-    let config = Config { nfe: 5, trajectories: 32, held_out: 32, ..Config::default() };
+    let config = Config { nfe: 5, trajectories: 84, held_out: 32, ..Config::default() };
     let like = CpuTensor::zeros(Dtype::F64, &[BATCH, DIMENSIONS]).unwrap();
     for device in devices() {
         let mut mixture = Mixture::new(device, Kind::Double);
@@ -424,16 +424,19 @@ fn a_distillation_goes_the_way_of_the_built_in_backend() {
         let there = copy_to(device, &like);
         let got = distill(&Torch::like(&there).unwrap(), &config, &there, &mut mixture).unwrap();
         let (got, want) = (&got.family[0], &want.family[0]);
-        assert!(want.improved && got.improved && want.trace.len() >= 5, "{:?}", want.trace);
-        let apart = got.trace.iter().zip(&want.trace).map(|(got, want)| (got.1 / want.1 - 1.0).abs());
+        assert!(want.improved == got.improved && want.trace.len() >= 2, "{:?}", want.trace);
+        let looks = got.trace.iter().zip(&want.trace);
+        let apart = looks.clone().map(|(got, want)| (got.held_out / want.held_out - 1.0).abs());
         println!("{device:?}: relative differences of the steps {:?}", apart.collect::<Vec<_>>());
         println!("{} steps, {} of the built-in one", got.trace.len(), want.trace.len());
-        println!("held-out distance {}, {}", got.distance, want.distance);
-        for (i, (got, want)) in got.trace.iter().zip(&want.trace).take(5).enumerate() {
+        println!("held-out distance {:?}, {:?}", got.distance, want.distance);
+        for (i, (got, want)) in looks.take(2).enumerate() {
             let close = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b;
-            assert!(close(got.1, want.1) && close(got.2, want.2), "step {i}: {got:?}, not {want:?}");
+            let fresh = close(got.fresh.unwrap(), want.fresh.unwrap());
+            assert!(fresh && close(got.held_out, want.held_out), "look {i}: {got:?}, not {want:?}");
         }
-        assert!((got.distance / want.distance - 1.0).abs() <= 0.01, "{} {}", got.distance, want.distance);
+        let (got, want) = (got.distance.unwrap(), want.distance.unwrap());
+        assert!((got / want - 1.0).abs() <= 0.01, "{got} {want}");
     }
 }
 

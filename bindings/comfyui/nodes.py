@@ -194,15 +194,20 @@ def distil_inputs() -> dict:
         "trajectories": (
             "INT",
             {
-                "default": 32,
+                "default": 84,
                 "min": 1,
                 "max": 4096,
-                "tooltip": "Images to fit to; as many others decide what is kept. Fewer: faster, worse.",
+                "tooltip": "Images to fit to, each once; 24 others decide what is kept. Fewer is faster.",
             },
         ),
         "batch_size": (
             "INT",
-            {"default": 4, "min": 1, "max": 4096, "tooltip": "Images in a model call: as many as fit."},
+            {
+                "default": 4,
+                "min": 1,
+                "max": 4096,
+                "tooltip": "Images in a model call; 4 to 16 make the cheapest fit.",
+            },
         ),
         "minutes": (
             "FLOAT",
@@ -211,7 +216,7 @@ def distil_inputs() -> dict:
                 "min": 0.0,
                 "max": 1440.0,
                 "step": 0.5,
-                "tooltip": "Ends after this time with the best so far. 0: no limit.",
+                "tooltip": "The work is planned to be done in this time. 0: no limit.",
             },
         ),
         "compare": (

@@ -14,17 +14,22 @@ import numpy as np
 from classifier import Classifier, frechet
 from lmsd import gain
 
-TEACHER = {"teacher": "unipc_bh2_3", "teacher_nfe": 100}  # what lmsd.distill uses by default
+TEACHER = {"teacher": "deis_3", "teacher_nfe": 100}  # of what is measured; lmsd.distill finds its own
 TEST_BATCHES = 1 << 21  # the first batch that lmsd.compare asks for; distillation stays below
 RANKING_BATCHES = 1 << 20  # added to that: the batches that only rank published solvers
 RANKING = (8, 64)  # trajectories of the first two rounds of a contest
 FIELDS = gain.NAMES  # of published solvers: name -> words
 
 
-def config(problem):
-    """What lmsd.distill and lmsd.compare are told about a problem."""
+def about(problem):
+    """What lmsd.distill is told about a problem."""
     names = ("process", "sigma_min", "sigma_max", "sigma_end", "made_for", "seeds")
-    return {name: getattr(problem, name) for name in names} | TEACHER
+    return {name: getattr(problem, name) for name in names}
+
+
+def config(problem):
+    """What lmsd.compare is told about a problem."""
+    return about(problem) | TEACHER
 
 
 def sigmas(problem):

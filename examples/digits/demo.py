@@ -27,8 +27,8 @@ from common import (
     FIELDS,
     RANKING,
     Frechet,
+    about,
     calls_needed,
-    config,
     contest,
     end_points,
     field,
@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
 def distil(digits, args, hits):
     """The family of schedules; an interrupt ends it with what there is."""
-    options = {"nfe": args.nfe, "trajectories": args.trajectories, **config(digits)}
+    options = {"nfe": args.nfe, "trajectories": args.trajectories, **about(digits)}
     if args.quick:
         options["iterations"] = 10
     with lmsd.ProgressBar() if sys.stderr.isatty() else contextlib.nullcontext() as bar:
@@ -66,7 +66,8 @@ def distil(digits, args, hits):
                 bar(told)
             return bool(hits)
 
-        return lmsd.distill(digits.model, digits.begin, digits.like, progress=progress, **options)
+        few = problem(args.guidance, size=4, seed=args.seed)  # in small batches a fit is cheapest
+        return lmsd.distill(few.model, few.begin, few.like, progress=progress, **options)
 
 
 def measure_one(guidance, seed, nfe, own, test, solvers):
@@ -160,7 +161,7 @@ def arguments():
     parser.add_argument("--nfe", type=nfe_range, help="model calls, such as 5 or 3-8 (default 3-8)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and labels (default %(default)s)")
-    parser.add_argument("--trajectories", type=int, default=128, help="to fit to (default %(default)s)")
+    parser.add_argument("--trajectories", type=int, default=84, help="to fit to (default %(default)s)")
     parser.add_argument("--test", type=int, help="test trajectories, in batches of 64 (default 256)")
     parser.add_argument("--quick", action="store_true", help="less of everything: 3 to 5 NFE, few solvers")
     args = parser.parse_args()

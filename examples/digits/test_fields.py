@@ -46,7 +46,7 @@ def test_the_page_tells_of_both_fields(tmp_path):
         "config": {"teacher": "x", "teacher_nfe": 100, "trajectories": 64, "held_out": 64},
         "seconds": 1.0,
     }
-    about |= {"model_calls": 1, "teacher_calls": 1, "library_version": "0"}
+    about |= {"image_calls": 1, "teacher_nfe": 20, "library_version": "0"}
     how = {
         "guidance": 3.0,
         "test": 64,

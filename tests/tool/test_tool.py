@@ -195,9 +195,7 @@ def test_a_memory_budget_sets_the_size_of_a_call(tmp_path):
 
 
 def test_half_precision_models_keep_float32_states(digits, tmp_path):
-    run(
-        "distill", *digits, "--nfe", 4, "--dtype", "bfloat16", "--out", tmp_path, "--quiet"
-    )
+    run("distill", *digits, "--nfe", 4, "--dtype", "bfloat16", "--out", tmp_path, "--quiet")
     made = lmsd.Schedule.load(tmp_path / "nfe04.json").made_by
     assert made["improved"] and made["distance"] < made["handcrafted"][0]["distance"] / 1.5
 
@@ -208,7 +206,7 @@ def test_samples_are_those_of_the_library(digits, tmp_path):
     model = [*digits[:2], *digits[-4:]]
     common = ["sample", *model, "--schedule", tmp_path / "s.json", "--shape", "1,8,8", "--quiet"]
     run(*common, "--count", 64, "--batch", 20, "--out", tmp_path / "x.npy")
-    noise = Noise()
+    noise = Noise(64)
     want = lmsd.sample(schedule, noise.begin(0), noise.model)
     np.testing.assert_allclose(np.load(tmp_path / "x.npy"), want, atol=2e-4)
 

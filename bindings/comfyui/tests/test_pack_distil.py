@@ -199,7 +199,7 @@ LATENTS = {"video": (1, 4, 2, 2, 2), "of 2 channels": (1, 2, 2, 2), "a batch of 
 @pytest.mark.parametrize("shape", LATENTS.values(), ids=LATENTS)
 def test_latents_of_any_shape(pack, host, shape):
     """Empty ones get the model's channels; of a batch the first counts."""
-    schedule = distil(pack, Model("edm"), latent=empty(*shape))
+    schedule = distil(pack, Model("edm"), latent=empty(*shape), trajectories=84, batch_size=4)
     assert schedule.made_for["latent_shape"] == [4, *shape[2:]] and schedule.made_by["improved"]
 
 
@@ -416,7 +416,7 @@ def test_a_failing_model_keeps_the_best_so_far(pack, host):
     """Out of memory in the middle of the fit: the very exception, and a file."""
 
     def on_call(calls):
-        if host.texts and "nearer" in host.texts[-1][1]:
+        if host.texts and "steps: distance" in host.texts[-1][1]:
             raise MemoryError("no memory left")
 
     model = Model("edm")
@@ -500,4 +500,6 @@ def test_an_interrupted_family_keeps_what_is_finished(pack, host):
     with pytest.raises(host.Interrupt):
         distil(pack, model, nfe=3, nfe_from=1)
     assert set(files(host)) >= {"toy nfe01.json"}
-    assert "toy nfe03.json" not in files(host)
+    # What was not fitted yet is the best published solver, and says so.
+    largest = pack.run("LmsdLoadSchedule", schedule="toy nfe03.json", model=Model("edm"))[0]
+    assert largest.made_by["method"] == "handcrafted" and not largest.made_by["improved"]

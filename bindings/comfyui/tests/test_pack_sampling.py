@@ -444,7 +444,7 @@ def test_image_to_image_ends_near_the_many_step_result(pack, host, kind, denoise
         return float((result - many).flatten(1).norm(dim=1).mean())
 
     assert 2 <= steps <= 5
-    assert distance(end(ours, sigmas)) < 0.5 * distance(end(euler, simple))
+    assert distance(end(ours, sigmas)) < 0.7 * distance(end(euler, simple))
 
 
 def test_random_noise_of_the_host(host):

@@ -40,7 +40,7 @@ def test_a_family_gains_and_says_how_it_was_made(mixture, tmp_path):
         [found.schedules[4], handcrafted], mixture.model, mixture.begin, mixture.like, **OPTIONS
     )
     assert distances[0] < 0.7 * distances[1]
-    ends, teacher = [], lmsd.solve("unipc_bh2_3", nfe=40, sigma_end=0.002)
+    ends, teacher = [], lmsd.solve("deis_3", nfe=40, sigma_end=0.002)
     for schedule in (teacher, handcrafted):
         ends.append(lmsd.sample(schedule, mixture.begin(2**21), mixture.model))
     norms = np.linalg.norm((ends[0] - ends[1]).reshape(32, -1), axis=1)
@@ -72,9 +72,12 @@ def test_progress_is_told_and_may_stop(mixture):
     found = lmsd.distill(mixture.model, mixture.begin, mixture.like, nfe=3, progress=progress, **OPTIONS)
     assert found.report["stopped"] == "cancelled" and found.schedules[3].nfe == 3
     assert {p["phase"] for p in told} >= {"teacher", "rank", "fit"}
-    assert sorted(told[0]) == sorted(
-        ["phase", "nfe", "calls", "calls_expected", "distance", "handcrafted", "seconds_left"]
-    )
+    names = ["phase", "nfe", "calls", "calls_expected", "distance", "handcrafted", "seconds_left"]
+    assert sorted(told[0]) == sorted([*names, "batch", "gain_expected"])
+    (plan,) = [p for p in told if p["phase"] == "plan"]
+    assert plan["batch"] == len(mixture.like) and plan["gain_expected"] > 1
+    assert all(p["calls"] > plan["calls"] for p in told if p["phase"] == "fit")
+    told.remove(plan)
     assert [p["calls"] for p in told] == list(range(1, len(told) + 1)) and mixture.calls == len(told)
     assert all(p["calls_expected"] >= p["calls"] for p in told)
 

@@ -36,15 +36,16 @@ def said(process):
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_two_ranks_find_what_one_does_with_half_the_calls_each(kind, tmp_path):
+def test_two_ranks_find_what_one_does_with_a_share_of_the_calls_each(kind, tmp_path):
     """To the last bit: a fit that is a bit apart at first is far apart in the end."""
     alone = said(start(tmp_path, kind, "alone", ranks=1)[0])
     ranks = [said(process) for process in start(tmp_path, kind, "none")]
     for rank in ranks:
         assert rank["ranks"] == 2
         assert rank["nodes"] == alone["nodes"] and rank["distances"] == alone["distances"]
-        assert rank["calls"] == alone["calls"] / 2
+        assert rank["calls"] < alone["calls"]
         assert (rank["model_calls"], rank["teacher_calls"]) == (alone["model_calls"], alone["teacher_calls"])
+    assert sum(rank["calls"] for rank in ranks) == alone["calls"]
 
 
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])

@@ -6,13 +6,13 @@ numpy arrays are combined by the library's own kernels; torch tensors by the lib
 very torch where there is a library of them (`lmsd_torch_host`), else by torch, on whatever device they are.
 """
 
-import math
 import contextlib
 import ctypes
 import functools
 import importlib.util
 import itertools
 import logging
+import math
 import os
 import signal
 import sys
@@ -161,7 +161,8 @@ class Host:
         functions = {name: call.inner(getattr(self, name)) for name in ("alloc", "lincomb", "gram")}
         functions["release"] = call.inner(self.release)
         functions["batch"] = lambda _user_data, _tensor, batch=self.like.shape[0]: batch
-        functions["elements"] = lambda _user_data, _tensor, size=math.prod(self.like.shape): size
+        size = math.prod(self.like.shape)
+        functions["elements"] = lambda _user_data, _tensor: size
         types = dict(_abi.Host._fields_)
         return _abi.Host(**{name: types[name](function) for name, function in functions.items()})
 

@@ -353,7 +353,7 @@ def distill(
     nfe: int | tuple[int, int] = 5,
     guidance_scale: float | None = None,
     batch_size: int | None = None,
-    trajectories: int = 64,
+    trajectories: int = 84,
     held_out: int = 64,
     seed: int = 0,
     integer_timesteps: bool = False,

@@ -68,7 +68,7 @@ def _levels(config) -> dict:
     return levels | {"shift": (config.get("made_for") or {}).get("shift")}
 
 
-def calls(nfes, batches: int, *, teacher_nfe=100, field="strongest", finalists=FINALISTS, **config) -> int:
+def calls(nfes, batches: int, *, teacher_nfe=50, field="strongest", finalists=FINALISTS, **config) -> int:
     """How many model calls `measure` takes at most, for a family of `nfes` and so many `batches`."""
     rounds = plan(batches)
     total = teacher_nfe * sum(rounds) + sum(nfes) * batches
