@@ -17,7 +17,7 @@ help:
 	@echo "make demo            distil the digits network at guidance 3, NFE 3 to 8; report in out/demo"
 	@echo "make test            lint, Rust, C, C++ and Python tests"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
-	@echo "make bench-cost      model calls, snapped sigmas, half precision, few trajectories"
+	@echo "make bench-cost      distances at 10,000 to 25,000 image-calls, all included, on four networks"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
 	@echo "make bench-comfyui   the same in ComfyUI; COMFYUI_DIR says where it is, COMFYUI_PYTHON its Python"
@@ -81,12 +81,12 @@ test-rust: $(LMSD_SO)
 	$(CARGO) test --quiet
 
 test-python: library venv-test
-	$(PY) -m pytest -q bindings/python bindings/comfyui tests/peers examples/digits
+	$(PY) -m pytest -q bindings/python bindings/comfyui tests/peers examples/digits examples/photos
 
 bench-quality: library venv
 	$(PY) benches/quality.py
 
-bench-cost: library venv
+bench-cost: library venv-test
 	$(PY) benches/cost.py
 
 bench-start: library venv-test

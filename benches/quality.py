@@ -81,13 +81,13 @@ def run(guidance, trajectories, count):
                 row[name]["ratio"] = distance / own[nfe]
                 row[name]["calls"] = calls_needed(best[name], own[nfe])
         rows.append(row)
-    about = distilled.report
+    made = distilled.report
     return {
         "guidance": guidance,
         "rows": rows,
         "frechet_teacher": frechet(end_points(test, teacher(test), count)[0]),
-        "model_calls": about["model_calls"],
-        "distillation_seconds": about["seconds"],
+        "model_calls": made["model_calls"],
+        "distillation_seconds": made["seconds"],
         "seconds": time.perf_counter() - started,
     }
 

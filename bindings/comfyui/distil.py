@@ -319,7 +319,7 @@ def plan(told: dict) -> str:
     calls = told["calls_expected"] * told["batch"]
     return (
         f"plan: {calls} image-calls, about {told['seconds_left'] / 60:.0f} minutes at this model's speed; "
-        f"similar runs ended {told['gain_expected']:.1f} times nearer than the best of the strongest published field"
+        f"similar runs ended {told['gain_expected']:.1f} times nearer than the strongest published field"
     )
 
 

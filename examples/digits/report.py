@@ -337,8 +337,9 @@ def made(how):
     about = how["report"]
     options = about["config"]
     return (
-        f"{about['image_calls']:,} image-calls at guidance {how['guidance']:g}, all included (teacher of up to "
-        f"{about['teacher_nfe']} calls), in {about['seconds']:.0f} seconds. {options['trajectories']} trajectories to fit to, "
+        f"{about['image_calls']:,} image-calls at guidance {how['guidance']:g}, all included (teacher of up "
+        f"to {about['teacher_nfe']} calls), in {about['seconds']:.0f} seconds. "
+        f"{options['trajectories']} trajectories to fit to, "
         f"{options['held_out']} held-out ones to decide what is kept; {max(how['ranking'])} others ranked "
         f"the published solvers; lmsd {about['library_version']}."
     )
