@@ -2,11 +2,11 @@
 
     python benches/cost.py
 
-An image-call is one trajectory through the model once; the teacher, the ranking of the published field and the
-selection are counted. Distils for the digits network at guidance 1 and 3, the Gaussian mixture over the digits
-and the photographs' network (32x32x3), with several seeds of the noise, and measures on test trajectories
-against a teacher of 100 calls. `known` is the best distance known for that network (long runs, see KNOWN).
-Exits with 1 where a median misses its bar.
+An image-call is one trajectory through the model once; the teacher, the ranking of the published field and
+the selection are counted. Distils for the digits network at guidance 1 and 3, the Gaussian mixture over the
+digits and the photographs' network (32x32x3), with several seeds of the noise, and measures on test
+trajectories against a teacher of 100 calls. `known` is the best distance known for that network (long runs,
+see KNOWN). Exits with 1 where a median misses its bar.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pathlib import Path
 
 # the matrices are small: BLAS threads cost more than they save, above all on a busy machine
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-for example in ("digits", "photos"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / example))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
 
 import lmsd
 from common import Claims, about, print_table, write_json
