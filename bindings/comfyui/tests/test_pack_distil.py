@@ -69,7 +69,7 @@ def test_it_beats_published_solvers_on_seeds_it_has_not_seen(pack, host, kind, c
     """And sampling with it, through the host, says nothing against it."""
     model = Model(kind)
     with caplog.at_level(logging.WARNING):
-        schedule = distil(pack, model, cfg=cfg, nfe=3)
+        schedule = distil(pack, model, cfg=cfg, nfe=3, trajectories=84, batch_size=8)
         ours = end(pack, host, model, schedule, cfg, shape=(64, 4, 2, 2))
     assert caplog.records == []
     assert schedule.nfe == 3 and schedule.made_by["improved"]
