@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 # Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint test-rust test-python bench-quality bench-cost bench-start bench-diffusers \
+.PHONY: help demo test lint test-rust test-python bench-quality bench-cost old bench-start bench-diffusers \
 	bench-lincomb bench-overhead \
 	library venv venv-test wheel clean
 
@@ -17,7 +17,9 @@ help:
 	@echo "make demo            distil the digits network at guidance 3, NFE 3 to 8; report in out/demo"
 	@echo "make test            lint, Rust, C, C++ and Python tests"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
-	@echo "make bench-cost      distances at 10,000 to 25,000 image-calls, all included, on four networks"
+	@echo "make bench-cost      the price of a fit: distances at 10,000 to 60,000 image-calls, all included, on four"
+	@echo "                     networks; beside Adam, the strongest published field, kills, memory"
+	@echo "make old             version 0.1.0 in build/old/package, for benches/cost.py --old"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
 	@echo "make bench-comfyui   the same in ComfyUI; COMFYUI_DIR says where it is, COMFYUI_PYTHON its Python"
@@ -88,6 +90,16 @@ bench-quality: library venv
 
 bench-cost: library venv-test
 	$(PY) benches/cost.py
+
+# The library before its distillation was rewritten.
+OLD := 8ea03a4
+old: build/old/package/lmsd/liblmsd.so
+build/old/package/lmsd/liblmsd.so:
+	mkdir -p build/old/source build/old/package
+	git archive $(OLD) | tar -x -C build/old/source
+	cd build/old/source && CARGO_TARGET_DIR=../target $(CARGO) build --release
+	cp -r build/old/source/bindings/python/src/lmsd build/old/package/
+	cp build/old/target/release/liblmsd.so $@
 
 bench-start: library venv-test
 	$(PY) benches/start_at.py

@@ -1,0 +1,42 @@
+"""The networks of the benchmark of cost, as problems of lmsd.distill; without lmsd itself, of which the
+benchmark also runs an old version."""
+
+import os
+import sys
+from pathlib import Path
+
+# the matrices are small: BLAS threads cost more than they save, above all on a busy machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
+
+from mixture import mixture
+from problem import problem as digits
+
+TEST_SEED, TEST_SIZE = 1000, 64  # of the noise of the test trajectories
+
+
+def photos(size, seed):
+    import torch
+    from photos_problem import problem
+
+    torch.set_num_threads(1)
+    return problem(2.0, size=size, seed=seed)
+
+
+# name -> problem of (trajectories in a batch, seed of the noise)
+NETWORKS = {
+    "digits, guidance 1": lambda size, seed: digits(1.0, size=size, seed=seed),
+    "digits, guidance 3": lambda size, seed: digits(3.0, size=size, seed=seed),
+    "mixture": lambda size, seed: mixture(size=size, seed=seed),
+    "photos": photos,
+}
+
+
+def test_problem(name):
+    return NETWORKS[name](TEST_SIZE, TEST_SEED)
+
+
+def test_count(name):
+    """Test trajectories."""
+    return 128 if name == "photos" else 512
