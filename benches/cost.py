@@ -286,7 +286,7 @@ def options():
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--out", default="out/cost.json", help="file (default %(default)s)")
     parser.add_argument("--seeds", type=int, help="fits of each row (default 5; photos 3)")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--adam", help="gradient descent from the fits of 5@20000", **flag)
     parser.add_argument("--adam-photos", action="store_true", help="for photos too: slow")
