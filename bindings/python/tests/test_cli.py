@@ -12,7 +12,7 @@ from pathlib import Path
 import lmsd
 import numpy as np
 import pytest
-from lmsd import gain
+from lmsd import cli, gain
 
 HERE = Path(__file__).parent
 PROBLEM = str(HERE / "mixture.py")
@@ -251,3 +251,39 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     for other in (["--guidance", 3], ["--set", "seeds=2"], ["--iterations", 3]):
         text = run("distill", *FAMILY, *other, "--out", tmp_path, code=1)
         assert "checkpoint" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("share", [0.35, 0.7])
+def test_with_a_higher_limit_the_command_goes_on(share, tmp_path, undisturbed):
+    """What a limit ends, and what is planned within one, keeps its checkpoint; without one it goes on."""
+    made = undisturbed[4].made_by
+    calls = made["model_calls"] + made["teacher_calls"]
+    text = run("distill", *FAMILY, "--max-calls", int(share * calls), "--out", tmp_path)
+    assert "goes on from" in text and (tmp_path / "checkpoint.jsonl").exists()
+    assert lmsd.Schedule.load(tmp_path / "nfe04.json") != undisturbed[4]
+    text = run("distill", *FAMILY, "--set", "signal=9", "--set", f"signal_at={calls}", "--out", tmp_path)
+    assert "going on from" in text and not (tmp_path / "checkpoint.jsonl").exists()
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_limit_before_the_first_result(tmp_path):
+    text = run("distill", *SMALL, "--max-calls", 20, "--out", tmp_path, code=1)
+    assert "limit was reached before the first result; the same command with a higher limit goes on" in text
+
+
+def test_the_plan_is_one_line():
+    told = {"calls_expected": 2000, "batch": 4, "seconds_left": 90.0, "gain_expected": 1.8}
+    line = cli.plan_line(told)
+    assert line.startswith(
+        "plan: 2000 calls, 8000 image-calls, about 1.5 minutes; about 1.8 times nearer than"
+    )
+    for unknown in (0.0, float("inf")):
+        assert "minutes" not in cli.plan_line({**told, "seconds_left": unknown})
+
+
+def test_the_plan_is_printed_once(tmp_path):
+    process = start("distill", *SMALL[:-1], "--nfe", 3, "--out", tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "plan:" not in out
+    assert err.count("plan: ") == 1 and "times nearer than the best of the strongest published field" in err
+    assert "plan:" not in run("distill", *SMALL, "--nfe", 3, "--out", tmp_path)

@@ -103,6 +103,17 @@ def print_table(rows) -> None:
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
 
 
+def plan_line(told: dict) -> str:
+    """What a run will take and bring, before its long part."""
+    calls, seconds, gain = told["calls_expected"], told["seconds_left"], told["gain_expected"]
+    known = 0 < seconds < math.inf  # no speed is known where all of it was read back
+    time = f", about {seconds / 60:.1f} minutes" if known else ""
+    return (
+        f"plan: {calls} calls, {calls * told['batch']} image-calls{time}; about {gain:.1f} times nearer than "
+        "the best of the strongest published field, as similar runs were"
+    )
+
+
 def number(value) -> str:
     return "" if value is None else f"{value:.5g}"
 
@@ -213,6 +224,8 @@ def distil_on(args, ranks) -> int:
         def progress(told):
             if bar:
                 bar(told)
+                if told["phase"] == "plan":
+                    bar.tqdm.write(plan_line(told), file=sys.stderr)
             return bool(hits)
 
         try:
@@ -227,14 +240,15 @@ def distil_on(args, ranks) -> int:
                 **config,
             )
         except lmsd.Error as error:
-            if not hits or error.status != lmsd.Status.STOPPED:
+            if error.status != lmsd.Status.STOPPED:
                 raise
             if writes:
+                how = "stopped" if hits else "the limit was reached"
+                more = "the same command" + ("" if hits else " with a higher limit")
                 print(
-                    f"lmsd: stopped before the first result; the same command goes on from {checkpoint}",
-                    file=sys.stderr,
+                    f"lmsd: {how} before the first result; {more} goes on from {checkpoint}", file=sys.stderr
                 )
-            return INTERRUPTED
+            return INTERRUPTED if hits else 1
     if not writes:
         return INTERRUPTED if distilled.report["stopped"] == "cancelled" else 0
     paths = distilled.save(out)
@@ -253,7 +267,16 @@ def distil_on(args, ranks) -> int:
     if report["stopped"] == "cancelled":
         print(f"lmsd: stopped; the same command goes on from {checkpoint}", file=sys.stderr)
         return INTERRUPTED
-    checkpoint.unlink(missing_ok=True)
+    if report["stopped"]:
+        reached = "--max-calls" if report["stopped"] == "calls" else "--max-seconds"
+        print(
+            f"lmsd: stopped by {reached}; the same command with more goes on from {checkpoint}",
+            file=sys.stderr,
+        )
+    elif args.max_calls is not None or args.max_seconds is not None:
+        print(f"planned within a limit; the same command with a higher one goes on from {checkpoint}")
+    else:
+        checkpoint.unlink(missing_ok=True)
     return 0
 
 
@@ -394,7 +417,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sigma-start", type=float, help="noise level of the x_T to come (default sigma-max)")
     p.add_argument("--out", help="the file to write (default: print it)")
 
-    def problem_options(p):
+    def problem_options(p, trajectories, held_out, teacher_nfe):
         p.add_argument(
             "--problem", required=True, help="file.py or module with a function problem(), see below"
         )
@@ -407,11 +430,9 @@ def parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="another option of problem()",
         )
-        p.add_argument("--trajectories", type=int, help="trajectories to fit to (default 64)")
-        p.add_argument(
-            "--held-out", type=int, help="held-out trajectories that decide what is kept (default 64)"
-        )
-        p.add_argument("--teacher-nfe", type=int, help="model calls of the teacher (default 100)")
+        p.add_argument("--trajectories", type=int, help=trajectories)
+        p.add_argument("--held-out", type=int, help=held_out)
+        p.add_argument("--teacher-nfe", type=int, help=f"model calls of the teacher (default {teacher_nfe})")
         p.add_argument(
             "--timeout",
             type=float,
@@ -420,7 +441,12 @@ def parser() -> argparse.ArgumentParser:
         )
 
     p = command(distill, "fit schedules to a model, by forward calls only", **raw)
-    problem_options(p)
+    problem_options(
+        p,
+        "fresh trajectories to fit to, for each NFE (default 84)",
+        "held-out trajectories that decide what is kept (default 24)",
+        "as many as the fit needs, measured",
+    )
     p.add_argument(
         "--nfe",
         type=nfe_range,
@@ -433,13 +459,18 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--order", type=int, help="most weights a node may have (default: all history)")
     p.add_argument("--difference-step", type=float, help="forward difference of the fit (default 0.02)")
-    p.add_argument("--iterations", type=int, help="most steps of the fit for each NFE (default 40)")
-    p.add_argument("--max-calls", type=int, help="stop after so many batch calls")
-    p.add_argument("--max-seconds", type=float, help="stop after so many seconds")
+    p.add_argument("--iterations", type=int, help="most linearisations for each NFE (default 40)")
     p.add_argument(
-        "--checkpoint", help="file to resume from (default <out>/checkpoint.jsonl; removed when done)"
+        "--max-calls",
+        type=int,
+        help="plan for so many batch calls, all included, those of the teacher and of former runs too",
     )
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.add_argument("--max-seconds", type=float, help="plan for so many seconds, those of former runs too")
+    p.add_argument(
+        "--checkpoint",
+        help="file to resume from (default <out>/checkpoint.jsonl; removed when done without a limit)",
+    )
+    p.add_argument("--quiet", action="store_true", help="no progress bar, no plan")
 
     p = command(show, "print schedules")
     p.add_argument("files", nargs="+", help="schedule files, or folders of them")
@@ -449,7 +480,7 @@ def parser() -> argparse.ArgumentParser:
         compare, "measure schedules and published solvers on trajectories that no distillation sees", **raw
     )
     p.add_argument("files", nargs="*", help="schedule files, or folders of them")
-    problem_options(p)
+    problem_options(p, "not used here", "trajectories to measure on (default 64)", "50")
     p.add_argument(
         "--nfe", type=nfe_range, help="NFEs of the published solvers besides those of the files, such as 3-8"
     )
