@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 FEW_SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm_2", "deis_2", "unipc_bh2_3")
 INTERRUPTED = 130
+MEASURED = 64  # test trajectories in a batch
 
 
 class Measured(NamedTuple):
@@ -66,14 +67,14 @@ def distil(digits, args, hits):
                 bar(told)
             return bool(hits)
 
-        few = problem(args.guidance, size=4, seed=args.seed)  # in small batches a fit is cheapest
+        few = problem(args.guidance, size=4, seed=args.seed)
         return lmsd.distill(few.model, few.begin, few.like, progress=progress, **options)
 
 
 def measure_one(guidance, seed, nfe, own, test, solvers):
     """Measured at one NFE; `own` is the distilled schedule or None. Runs in a process of its own."""
     make = functools.partial(problem, guidance, seed=seed)
-    digits, groups = make(), {}
+    digits, groups = make(MEASURED), {}
     for schedule in field(digits, nfe, "published", solvers):
         groups.setdefault(schedule.made_by["solver"], []).append(schedule)
     best = contest(make, groups, digits, test, RANKING[1:], finalists=1).values()
@@ -162,11 +163,11 @@ def arguments():
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of noise and labels (default %(default)s)")
     parser.add_argument("--trajectories", type=int, default=84, help="to fit to (default %(default)s)")
-    parser.add_argument("--test", type=int, help="test trajectories, in batches of 64 (default 256)")
+    parser.add_argument("--test", type=int, help=f"test trajectories, in batches of {MEASURED} (default 256)")
     parser.add_argument("--quick", action="store_true", help="less of everything: 3 to 5 NFE, few solvers")
     args = parser.parse_args()
     args.nfe = args.nfe or ((3, 5) if args.quick else (3, 8))
-    args.test = -(-(args.test or (64 if args.quick else 256)) // 64) * 64
+    args.test = -(-(args.test or (64 if args.quick else 256)) // MEASURED) * MEASURED
     return args
 
 
@@ -174,7 +175,7 @@ def main():
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    digits = problem(args.guidance, seed=args.seed)
+    digits = problem(args.guidance, MEASURED, args.seed)
     print(f"digits network, guidance {args.guidance:g}: distilling {args.nfe[0]} to {args.nfe[1]} NFE")
     with first_interrupt() as hits:
         try:

@@ -31,7 +31,7 @@ def test_calls_at_equal_distance():
 
 
 def test_the_page_tells_of_both_fields(tmp_path):
-    digits = problem(3.0)
+    digits = problem(3.0, demo.MEASURED)
     file = lmsd.solve("ipndm_2", nfe=3, sigma_max=80.0, sigma_end=0.002, afs=True).to_dict()
     own = lmsd.Schedule.from_json(file | {"made_for": digits.made_for})
     measured = {nfe: demo.measure_one(3.0, 0, nfe, own if nfe == 3 else None, 64, SOLVERS) for nfe in (3, 4)}
