@@ -5,7 +5,10 @@ that is new to it, and it distils instead of sampling.
 """
 
 import copy
+import functools
+import hashlib
 import logging
+import math
 import time
 
 import comfy.model_management
@@ -125,7 +128,8 @@ def distil(
     """Distils for `guider`, saves the family under models/lmsd_schedules, returns the schedule of `nfe`.
 
     An interrupt ends it within one model call: the best so far is saved, then the host's exception goes on.
-    Where memory runs out before there is a result it starts again with half the `batch_size`.
+    A run of the same name goes on from where one was interrupted, failed, or was out of time. Where memory
+    runs out before there is a result it starts again with half the `batch_size`.
     """
     if not hasattr(noise, "seed"):
         raise ValueError(
@@ -136,11 +140,13 @@ def distil(
     about = host.describe_patched(model)
     nfes = range(nfe_from if 0 < nfe_from < nfe else nfe, nfe + 1)
     files = host.new_files(name, nfes)  # before the work: what cannot be saved need not be made
+    checkpoint = host.checkpoint_file(name)
     samples = latents(guider, latent, batch_size)
     teller = Teller(model, node_id)
-    found = {}
+    found, stopped = {}, None
 
     def run(wrapped, x, sigmas, extra_args=None, callback=None, disable=None):
+        nonlocal stopped
         extra_args = {**(extra_args or {}), "denoise_mask": None}
         image = getattr(wrapped, "latent_image", None)
         image = torch.zeros_like(x) if image is None else image
@@ -162,7 +168,6 @@ def distil(
             "trajectories": trajectories,
             "held_out": HELD_OUT,
             "made_for": made_for,
-            "seeds": f"{type(noise).__name__} from seed {noise.seed}, {batch_size} images a batch",
         }
         previous = None  # noise level and result of the model call before this one
         comparison = calls_to_compare(nfes, config, batch_size) if compare else 0
@@ -185,7 +190,7 @@ def distil(
             previous = (sigma, out) if out.ndim >= 4 else None
             return out
 
-        def progress(told):
+        def progress(bar, told):
             nonlocal previous
             if told["phase"] == "plan":
                 teller.say(plan(told))
@@ -200,22 +205,48 @@ def distil(
             bar(told)
             return teller.stop()
 
-        options = {"nfe": (nfe_from, nfe) if 0 < nfe_from < nfe else nfe}
+        # What the file cannot know, such as prompts, LoRAs and other weights, shows in the model's result.
+        shown = denoised(begin(0), float(sampling.sigma_max))
+        if teller.interrupt is not None:
+            return x
+        config["seeds"] = (
+            f"{type(noise).__name__} from seed {noise.seed}, {batch_size} images a batch, "
+            f"model and conditions {fingerprint(shown)}"
+        )
+        options = {"nfe": (nfe_from, nfe) if 0 < nfe_from < nfe else nfe, "checkpoint": checkpoint}
         if minutes > 0:
             options["max_seconds"] = 60.0 * minutes
-        with lmsd.ProgressBar() as bar:
+        if checkpoint.exists():
+            logging.info("lmsd: going on from %s", checkpoint)
+
+        def attempt():
+            with lmsd.ProgressBar() as bar:
+                told = functools.partial(progress, bar)
+                return lmsd.distill(denoised, begin, x, progress=told, **options, **config)
+
+        try:
             try:
-                distilled = lmsd.distill(denoised, begin, x, progress=progress, **options, **config)
+                distilled = attempt()
             except lmsd.Error as error:
-                if error.status != lmsd.Status.STOPPED:
+                if error.status != lmsd.Status.MISMATCH or not checkpoint.exists():
                     raise
-                if teller.interrupt is None:
-                    raise TimeoutError(too_short(minutes, teller.calls)) from None
-                return x
+                logging.warning("lmsd: starting anew: %s is of another run, and is removed", checkpoint)
+                teller.say(
+                    "starting anew: what was kept of a run of this name is of another model or options"
+                )
+                checkpoint.unlink()
+                distilled = attempt()
+        except lmsd.Error as error:
+            if error.status != lmsd.Status.STOPPED:
+                raise
+            if teller.interrupt is None:
+                raise TimeoutError(too_short(minutes, teller.calls)) from None
+            return x
+        stopped = distilled.report["stopped"]
         found.update(save(distilled, files, name))
         for nfe_found, schedule in found.items():
             logging.info("lmsd: %s; saved %s", outcome(schedule), files[nfe_found])
-        if compare and teller.interrupt is None and not distilled.report["stopped"]:
+        if compare and teller.interrupt is None and not stopped:
             teller.say("comparing with other samplers")
             compared = measured(distilled, denoised, begin, x, teller, config, comparison)
             if compared is not None:
@@ -252,7 +283,13 @@ def distil(
             compare=compare,
             node_id=node_id,
         )
-    teller.say(outcome(found[max(found)]))
+    more = ""
+    if stopped:
+        more = f"; {minutes:g} minutes were over: with more the same node goes on from there"
+        logging.warning("lmsd%s; kept for that: %s", more.replace(";", ":", 1), checkpoint)
+    else:
+        checkpoint.unlink(missing_ok=True)
+    teller.say(outcome(found[max(found)]) + more)
     return found[max(found)]
 
 
@@ -293,8 +330,8 @@ def too_short(minutes: float, calls: int) -> str:
     """What to do where the time was over before the first result."""
     return (
         f"{minutes:g} minutes were over before the first result: {calls} model calls took "
-        f"{60 * minutes / max(calls, 1):.2g} s each. Give it more minutes, fewer trajectories, a larger "
-        "batch_size if it fits, or a smaller latent"
+        f"{60 * minutes / max(calls, 1):.2g} s each. Give it more minutes, with which it goes on from there; "
+        "or fewer trajectories, a larger batch_size if it fits, or a smaller latent"
     )
 
 
@@ -316,11 +353,25 @@ def outcome(schedule: lmsd.Schedule) -> str:
 
 def plan(told: dict) -> str:
     """What the run will take and bring, before its long part."""
-    calls = told["calls_expected"] * told["batch"]
+    calls, seconds = told["calls_expected"] * told["batch"], told["seconds_left"]
+    known = 0 < seconds < math.inf  # no speed is known where all of it was read back
+    time = f", {duration(seconds)} at this model's speed" if known else ""
     return (
-        f"plan: {calls} image-calls, about {told['seconds_left'] / 60:.0f} minutes at this model's speed; "
-        f"similar runs ended {told['gain_expected']:.1f} times nearer than the strongest published field"
+        f"plan: {calls} image-calls{time}; similar runs ended {told['gain_expected']:.1f} times nearer "
+        "than the strongest published field"
     )
+
+
+def duration(seconds: float) -> str:
+    """In words that change once a minute."""
+    minutes = round(seconds / 60)
+    return "less than a minute" if minutes < 1 else f"about {minutes} minute{'s' * (minutes > 1)}"
+
+
+def fingerprint(tensor) -> str:
+    """The same for the same numbers only."""
+    numbers = tensor.detach().to("cpu", torch.float64).contiguous().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()[:8]
 
 
 def line(told: dict) -> str:
@@ -329,4 +380,5 @@ def line(told: dict) -> str:
     if distance == float("inf"):
         return f"{told['nfe']} steps: ranking samplers"
     gain = f", {best / distance:.1f}x nearer than the best known sampler" if 0 < distance < best else ""
-    return f"{told['nfe']} steps: distance {distance:.4g}{gain}"
+    left = f", {duration(told['seconds_left'])} left" if told["seconds_left"] < math.inf else ""
+    return f"{told['nfe']} steps: distance {distance:.4g}{gain}{left}"

@@ -51,12 +51,7 @@ def new_files(name: str, nfes) -> dict[int, Path]:
 
     Raises OSError where that folder cannot be written to.
     """
-    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"schedules cannot be saved: {folder} is not writable")
-    name = re.sub(r"[^\w.,+=@ -]+", "_", name).strip(" .")
-    name = name.encode()[:100].decode(errors="ignore") or "schedule"  # file systems count bytes
+    folder, name = _place(name)
     stem, number = name, 1
     while True:
         files = {nfe: folder / f"{stem} nfe{nfe:02d}.json" for nfe in nfes}
@@ -64,6 +59,22 @@ def new_files(name: str, nfes) -> dict[int, Path]:
             return files
         number += 1
         stem = f"{name} ({number})"
+
+
+def checkpoint_file(name: str) -> Path:
+    """Beside them, "NAME checkpoint.jsonl", without a number: a run of the same name goes on from it."""
+    folder, name = _place(name)
+    return folder / f"{name} checkpoint.jsonl"
+
+
+def _place(name: str) -> tuple[Path, str]:
+    """The folder to write to, and NAME as files have it."""
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"schedules cannot be saved: {folder} is not writable")
+    name = re.sub(r"[^\w.,+=@ -]+", "_", name).strip(" .")
+    return folder, name.encode()[:100].decode(errors="ignore") or "schedule"  # file systems count bytes
 
 
 # ---- models

@@ -197,7 +197,8 @@ def distil_inputs() -> dict:
                 "default": 84,
                 "min": 1,
                 "max": 4096,
-                "tooltip": "Images to fit to, each once; 24 others decide what is kept. Fewer is faster.",
+                "tooltip": "Fresh trajectories of each fit: images, each used once. 24 others decide what is "
+                "kept. Fewer is faster.",
             },
         ),
         "batch_size": (
@@ -216,7 +217,8 @@ def distil_inputs() -> dict:
                 "min": 0.0,
                 "max": 1440.0,
                 "step": 0.5,
-                "tooltip": "The work is planned to be done in this time. 0: no limit.",
+                "tooltip": "The work is planned to be done in this time, former runs that it goes on from "
+                "included. 0: no limit.",
             },
         ),
         "compare": (

@@ -23,7 +23,13 @@ def folder(host):
 
 
 def files(host):
-    return sorted(path.name for path in folder(host).iterdir())
+    """The schedules."""
+    return sorted(path.name for path in folder(host).iterdir() if path.suffix == ".json")
+
+
+def left(host):
+    """What is there besides."""
+    return sorted(path.name for path in folder(host).iterdir() if path.suffix != ".json")
 
 
 def distil(pack, model, prompt=None, latent=None, cfg=1.0, seed=0, **options):
@@ -100,7 +106,8 @@ def test_the_seed_decides(pack, host):
     first, again, other = (distil(pack, Model("edm"), seed=seed) for seed in (4, 4, 5))
     assert first.to_dict()["nodes"] == again.to_dict()["nodes"] != other.to_dict()["nodes"]
     assert first.made_by["distance"] == again.made_by["distance"]
-    assert first.made_by["seeds"] == "Seeded from seed 4, 16 images a batch"
+    assert first.made_by["seeds"].startswith("Seeded from seed 4, 16 images a batch, model and conditions ")
+    assert first.made_by["seeds"] == again.made_by["seeds"]
 
 
 def test_the_largest_seed_wraps_around(pack, host):
@@ -157,7 +164,7 @@ def test_a_family_and_its_files(pack, host):
         assert loaded.nfe == nfe and loaded.name.startswith("a/b: my model: ")
         assert nfe < 3 or loaded == schedule
     assert distil(pack, Model("edm"), nfe=3, name="a/b: my model").nfe == 3
-    assert files(host)[0] == "a_b_ my model (2) nfe03.json" and len(files(host)) == 4
+    assert files(host)[0] == "a_b_ my model (2) nfe03.json" and len(files(host)) == 4 and left(host) == []
     assert before == there()
     assert not [path for path in host.models.parent.rglob("*.json") if path.parent != folder(host)]
 
@@ -334,6 +341,36 @@ def test_no_preview_is_no_fault(pack, host, monkeypatch):
     assert not any(preview for *_, preview in host.updates)
 
 
+def test_the_plan_is_shown_once_before_the_fit(pack, host):
+    schedule = distil(pack, Model("edm"), nfe=3, nfe_from=2, trajectories=16, batch_size=4)
+    words = [text for _, text in host.texts]
+    (at,) = [number for number, text in enumerate(words) if text.startswith("plan: ")]
+    found = re.fullmatch(
+        r"plan: (\d+) image-calls(, (about \d+ minutes?|less than a minute) at this model's speed)?; "
+        r"similar runs ended ([\d.]+) times nearer than the strongest published field",
+        words[at],
+    )
+    made = schedule.made_by
+    assert 4 * (made["model_calls"] + made["teacher_calls"]) < 1.3 * int(found[1]) and float(found[4]) > 1
+    assert not any(AT["fit"](text) for text in words[:at]) and any(AT["fit"](text) for text in words[at:])
+    assert all(text.endswith("left") for text in words if AT["fit"](text) and text != words[-1])
+
+
+def test_words_for_times(pack):
+    part = pack.part("distil")
+    assert [part.duration(seconds) for seconds in (0, 20, 61, 600)] == [
+        "less than a minute",
+        "less than a minute",
+        "about 1 minute",
+        "about 10 minutes",
+    ]
+    told = {"calls_expected": 2500, "batch": 4, "seconds_left": 600.0, "gain_expected": 1.8}
+    assert part.plan(told).startswith(
+        "plan: 10000 image-calls, about 10 minutes at this model's speed; similar"
+    )
+    assert part.plan({**told, "seconds_left": float("inf")}).startswith("plan: 10000 image-calls; similar")
+
+
 def test_hosts_without_words_on_nodes(pack, host, monkeypatch):
     monkeypatch.delattr(host.modules["server"].PromptServer.instance, "send_progress_text")
     assert distil(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
@@ -376,6 +413,95 @@ def test_time_is_kept(pack, host):
     assert time.monotonic() - before >= seconds
     assert sum(start > begun[0] + seconds for start in begun) <= 1  # the call in which the time was over
     assert schedule.nfe == 2 and files(host) == ["first nfe02.json", "toy nfe02.json"]
+
+
+FIT = {"trajectories": 84, "batch_size": 4}  # several linearisations
+
+
+def interrupted_in_the_fit(pack, host, model, after=60, **options):
+    """So many calls into it; the number of calls made."""
+    there = []
+
+    def on_call(calls):
+        there.extend([calls] * any(AT["fit"](text) for _, text in host.texts))
+        if len(there) == after:
+            host.interrupt()
+
+    host.texts.clear()
+    model.model.on_call = on_call
+    with pytest.raises(host.Interrupt):
+        distil(pack, model, **FIT, **options)
+    assert files(host)[0] == "toy nfe02.json"
+    model.model.on_call = lambda calls: None
+    host.texts.clear()
+    return model.model.calls
+
+
+def test_running_again_goes_on(pack, host):
+    """To the very schedule of a run that was not disturbed, with fewer calls than that."""
+    model = Model("edm")
+    want = distil(pack, model, name="whole", **FIT)
+    calls = model.model.calls
+    model = Model("edm")
+    first = interrupted_in_the_fit(pack, host, model)
+    assert left(host) == ["toy checkpoint.jsonl"] and first < calls
+    assert not any("checkpoint" in name for name in pack.inputs("LmsdLoadSchedule")["schedule"][0])
+    got = distil(pack, model, **FIT)
+    assert got.to_dict()["nodes"] == want.to_dict()["nodes"]
+    assert got.made_by["distance"] == want.made_by["distance"]
+    assert model.model.calls - first < calls - 0.5 * first
+    assert left(host) == [] and files(host) == ["toy (2) nfe02.json", "toy nfe02.json", "whole nfe02.json"]
+
+
+@pytest.mark.parametrize("change", ["prompt", "cfg", "seed", "batch_size", "nfe", "weights"])
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(pack, host, change, caplog):
+    """Neither of other options, nor of a model or prompts that the file says nothing of; the log says so."""
+    other = {
+        "prompt": {"prompt": conditioning(0.25)},
+        "cfg": {"cfg": 2.0},
+        "seed": {"seed": 1},
+        "batch_size": {"batch_size": 8},
+        "nfe": {"nfe": 3},
+        "weights": {},
+    }[change]
+
+    def make():
+        model = Model("edm")
+        if change == "weights":
+            network = model.model.network
+            model.model.network = lambda *inputs: 1.01 * network(*inputs)
+        return model
+
+    want = distil(pack, make(), name="whole", **{**FIT, **other})
+    interrupted_in_the_fit(pack, host, Model("edm"))
+    got = distil(pack, make(), **{**FIT, **other})
+    assert got.to_dict()["nodes"] == want.to_dict()["nodes"]
+    assert "starting anew" in caplog.text and any("starting anew" in text for _, text in host.texts)
+    assert left(host) == []
+
+
+def test_with_more_minutes_it_goes_on(pack, host):
+    """After the time was over in the fit, and before the first result."""
+    model = Model("edm")
+    want = distil(pack, model, name="whole", **FIT)
+    calls = model.model.calls
+    model = Model("edm")
+    slow = []
+
+    def on_call(calls):
+        if any(AT["fit"](text) for _, text in host.texts):
+            slow.append(calls)
+            time.sleep(0.1 if len(slow) > 40 else 0)
+
+    model.model.on_call = on_call
+    host.texts.clear()
+    distil(pack, model, minutes=6 / 60, **FIT)
+    assert left(host) == ["toy checkpoint.jsonl"]
+    assert "minutes were over: with more the same node goes on" in host.texts[-1][1]
+    model.model.on_call, first = lambda calls: None, model.model.calls
+    got = distil(pack, model, minutes=60, **FIT)
+    assert got.to_dict()["nodes"] == want.to_dict()["nodes"] and left(host) == []
+    assert model.model.calls - first < calls - 0.5 * first
 
 
 def test_too_little_time_is_an_error_that_says_so(pack, host):
