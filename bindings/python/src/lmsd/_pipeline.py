@@ -368,10 +368,10 @@ def distill(
     `prompts`: texts, which cycle over the trajectories; or dicts of the pipeline's arguments for one image
     each, such as {"prompt": ..., "negative_prompt": ...} or {"prompt_embeds": ...} without the batch
     dimension, whose tensors are stacked; None for an unconditional pipeline. `guidance_scale`: None for the
-    pipeline's default. `trajectories`: fresh ones for each fit; `held_out`: others, which decide what is kept.
-    `batch_size`: latents in a pass [8, or `trajectories` if fewer]; 4 to 16 make the cheapest fit; halved,
-    with a warning, until the first pass finds memory enough. `seed`: batch number b starts
-    from the normal numbers of PCG64([seed, b]). `integer_timesteps`: as in LmsdScheduler. `options`: whatever
+    pipeline's default. `trajectories`: fresh ones for each fit; `held_out`: others, which decide what is
+    kept. `batch_size`: latents in a pass [8, or `trajectories` if fewer]; 4 to 16 make the cheapest fit;
+    halved, with a warning, until the first pass finds memory enough. `seed`: batch number b starts from the
+    normal numbers of PCG64([seed, b]). `integer_timesteps`: as in LmsdScheduler. `options`: whatever
     the pipeline's call takes goes to it (height, width, ...); the rest goes to `lmsd.distill`, as do `nfe`,
     `trajectories`, `held_out` and `progress`, with the defaults there: a teacher of as many calls as the fit
     needs, no limit, and no checkpoint. x_T, the noise levels, process, teacher_grid and made_for
