@@ -315,6 +315,7 @@ fn progress_counts_every_call_and_its_estimate_is_no_idle_one() {
     assert!(told.windows(2).all(|p| p[1].calls == p[0].calls + 1));
     let [plan] = plans.as_slice() else { panic!("{} plans", plans.len()) };
     assert!(told.iter().all(|told| told.phase != Phase::Fit || told.calls > plan.calls));
+    assert!(plan.seconds_left > 0.0 && plan.seconds_left.is_finite());
     assert!(plan.calls < told.len() as u64 / 2 && plan.batch == BATCH && plan.gain_expected > 1.0);
     let guess = plan.calls_expected as f64 / told.len() as f64;
     assert!((0.7..1.5).contains(&guess), "{guess} of the calls expected by the plan");
@@ -481,7 +482,10 @@ struct Wrong<'a> {
     mixture: Mixture<'a>,
     what: &'static str,
     count: u64,
+    /// Calls of the model, its last result, and the noise level of that.
+    asked: u64,
     last: Vec<f64>,
+    sigma: f64,
 }
 
 impl Problem<CpuTensor> for Wrong<'_> {
@@ -502,6 +506,18 @@ impl Problem<CpuTensor> for Wrong<'_> {
 
     fn denoise(&mut self, x: &CpuTensor, sigma: f64, denoised: &mut CpuTensor) -> Result<()> {
         self.mixture.denoise(x, sigma, denoised)?;
+        self.asked += 1;
+        let is_old = match self.what {
+            "every second" => self.asked.is_multiple_of(2),
+            "every third" => self.asked % 3 != 1,
+            "near sigma" => (sigma / self.sigma).ln().abs() < 0.1,
+            _ => false,
+        };
+        if is_old {
+            write(denoised, &self.last);
+        } else if ["every second", "every third", "near sigma"].contains(&self.what) {
+            (self.last, self.sigma) = (values(denoised), sigma);
+        }
         if self.what == "cached" {
             let own = values(denoised);
             let mixed = match self.last.as_slice() {
@@ -521,13 +537,16 @@ fn noise_and_models_that_would_make_a_fit_worthless_are_refused_in_the_first_cal
         ("unseeded", "begin gives another x_T for batch 0"),
         ("constant", "begin gives the same x_T for batches 0 and 1"),
         ("unscaled", "x_T of batch 0 has a standard deviation of"),
+        ("every second", "the model gives another result for the same x"),
+        ("every third", "the model gives another result for the same x"),
+        ("near sigma", "the model gives another result for the same x"),
         ("cached", "the model gives another result for the same x"),
     ] {
         let mixture = Mixture::new(Process::Ve);
-        let mut wrong = Wrong { mixture, what, count: 0, last: Vec::new() };
+        let mut wrong = Wrong { mixture, what, count: 0, asked: 0, last: Vec::new(), sigma: f64::NAN };
         let error = distill(&Cpu, &config(Process::Ve), &like(), &mut wrong).unwrap_err();
         assert!(error.status == Status::InvalidArgument && error.message.contains(words), "{what}: {error}");
-        assert!(wrong.mixture.calls.get() <= 4);
+        assert!(wrong.mixture.calls.get() <= 7);
     }
 }
 
@@ -547,7 +566,18 @@ fn a_budget_is_met_by_planning_and_a_second_run_goes_on_to_what_one_without_a_li
         let second = Config { max_calls: None, ..limited };
         let second = distill(&Cpu, &second, &like(), &mut mixture).unwrap();
         assert_eq!(nodes(&second), nodes(&full), "{calls}");
-        assert!(mixture.calls.get() < total - calls / 2, "{} of {total} calls again", mixture.calls.get());
+        // Of the least budget the held-out part is measured again, on more batches; checks, teacher and most
+        // of the ranking are not.
+        let kept = if calls == 375 { 140 } else { calls / 2 };
+        assert!(mixture.calls.get() < total - kept, "{} of {total} calls again", mixture.calls.get());
+    }
+    // 1,500 image-calls, whatever the number of calls of the schedule: a result, and no call too many. Where
+    // the teacher is dear the held-out part may be cut short, and `stopped` says so.
+    for nfe in 1..=12 {
+        let small = Config { nfe, max_calls: Some(375), ..config(Process::Ve) };
+        let small = run(&small);
+        assert!(small.teacher_calls + small.model_calls <= 375, "{nfe}: {small:?}");
+        assert!(small.family[0].distance.is_some(), "{nfe} NFE");
     }
     // A family in the same budget: its largest member, at least.
     let family = Config { nfe: 6, nfe_from: Some(3), max_calls: Some(700), ..config(Process::Ve) };

@@ -92,9 +92,13 @@ impl Account {
         self.own[by as usize] += 1;
         self.live.0 += 1;
         let calls = self.all_calls() + self.own.iter().sum::<u64>() * self.ranks;
-        let told = &mut self.progress;
-        told.calls = told.calls.max(calls);
-        told.calls_expected = told.calls_expected.max(told.calls);
+        self.progress.calls = self.progress.calls.max(calls);
+        self.expect(self.progress.calls_expected);
+    }
+
+    /// There will be so many calls in all: what the host is told of the time follows from that.
+    pub fn expect(&mut self, calls: u64) {
+        self.progress.calls_expected = calls.max(self.progress.calls);
         let left = (self.progress.calls_expected - self.progress.calls) as f64;
         self.progress.seconds_left = self.seconds_a_call().map_or(f64::INFINITY, |each| each * left);
         if let Some(limit) = self.max_seconds {

@@ -2,7 +2,7 @@
 //! schedules and distances, no tensor.
 
 use super::account::By;
-use super::bench::Bench;
+use super::bench::{self, Bench};
 use super::jacobian::{self, Fitting};
 use super::optimise::Online;
 use super::plan::{self, Bounds, Item, Plan};
@@ -166,7 +166,8 @@ impl<B: Tensors> Run<'_, '_, B> {
                 }
             }
             let before = self.bench.account.calls(By::Student);
-            let ranked = starts::rank(self.bench, &recording, &goal, &ranking, nfe)?;
+            let left = self.bench.calls_left()?;
+            let ranked = starts::rank(self.bench, &recording, &goal, &ranking, nfe, left)?;
             self.ranking_calls += self.bench.account.calls(By::Student) - before;
             let entry = self.entry(nfe, ranked, &recording)?;
             self.entries.insert(0, entry);
@@ -194,7 +195,7 @@ impl<B: Tensors> Run<'_, '_, B> {
         let recorded = ranking.len() * (teacher::COARSE + config.teacher_nfe.unwrap_or(teacher::FINE));
         let first = self.bench.batches_of(4).min(ranking.len());
         let ranked = |nfe| starts::cost(first, ranking.len(), nfe);
-        4 + recorded as u64 + (config.nfe_from()..=config.nfe).map(ranked).sum::<u64>()
+        bench::CHECKS + recorded as u64 + (config.nfe_from()..=config.nfe).map(ranked).sum::<u64>()
     }
 
     fn entry(&self, nfe: usize, ranked: Ranked, recording: &Recording) -> Result<Entry> {
@@ -230,7 +231,7 @@ impl<B: Tensors> Run<'_, '_, B> {
         };
         let plan = Plan::of(&items, &bounds);
         let account = &mut self.bench.account;
-        account.progress.calls_expected = account.all_calls() + plan.calls;
+        account.expect(account.all_calls() + plan.calls);
         account.progress.phase = Phase::Plan;
         account.progress.nfe = config.nfe;
         account.progress.gain_expected = super::usual_gain(config.nfe);

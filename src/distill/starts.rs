@@ -1,7 +1,10 @@
 //! Where fits start, and what they must beat: the strongest published field, ranked. First by the
 //! teacher's recorded run, at no calls at all; then by the model, by successive halving.
 
-use super::bench::Bench;
+use std::collections::HashMap;
+
+use super::bench::{Bench, hashed};
+use super::journal::{Key, Kind};
 use super::teacher::Recording;
 use super::{Config, Phase};
 use crate::error::{Error, Result};
@@ -13,6 +16,9 @@ use crate::tensor::Tensors;
 /// The model is asked about so many schedules of the field, and so many starts; about the best quarter of
 /// them again.
 const ASKED: [usize; 2] = [16, 8];
+/// Where calls are few the ranking takes its share of them, but asks about so many of each.
+const SPARE: f64 = 2.2;
+const LEAST_ASKED: usize = 2;
 /// Solvers and grids that fits start from. Not all of the field: from rho 10 or the log grid, whose last
 /// levels are too low, fits end a tenth farther from the teacher than from rho 5 or 7 (guidance 1, 5
 /// NFE: 0.105 against 0.093 and 0.096), though they start nearer.
@@ -34,30 +40,35 @@ pub struct Ranked {
     pub starts: Vec<(Schedule, f64)>,
 }
 
-/// Ranks the strongest field at `nfe` calls, and what fits start from.
+/// Ranks the strongest field at `nfe` calls, and what fits start from. Where only so many calls are `left`, the
+/// model is asked about fewer: the held-out batches need their part.
 pub fn rank<B: Tensors>(
     bench: &mut Bench<B>,
     recording: &Recording,
     goal: &Schedule,
     batches: &[u64],
     nfe: usize,
+    left: Option<u64>,
 ) -> Result<Ranked> {
     bench.account.progress.phase = Phase::Rank;
     bench.account.progress.nfe = nfe;
+    let first = &batches[..bench.batches_of(4).min(batches.len())];
+    let share = left.map_or(1.0, |left| left as f64 / (SPARE * cost(first.len(), batches.len(), nfe) as f64));
+    let asked = ASKED.map(|count| ((share.min(1.0) * count as f64) as usize).max(LEAST_ASKED));
     let all = [field_of(bench.config, recording, nfe), starts_of(bench.config, nfe)];
-    let mut lists = all.into_iter().zip(ASKED).map(|(all, count)| promising(recording, all, count));
+    let mut lists = all.into_iter().zip(asked).map(|(all, count)| promising(recording, all, count));
     let mut lists = [lists.next().unwrap_or_default(), lists.next().unwrap_or_default()];
     if lists[0].is_empty() {
         return Err(Error::argument("no solver fits these options"));
     }
-    let first = &batches[..bench.batches_of(4).min(batches.len())];
-    let distances = bench.distances(goal, first, &lists.concat().iter().collect::<Vec<_>>(), true)?;
+    let mut known = HashMap::new();
+    let distances = one_by_one(bench, goal, first, &lists.concat(), &mut known)?;
     let (of_field, of_starts) = distances.split_at(lists[0].len());
-    for ((list, distances), count) in lists.iter_mut().zip([of_field, of_starts]).zip(ASKED) {
+    for ((list, distances), count) in lists.iter_mut().zip([of_field, of_starts]).zip(asked) {
         sort_by(list, distances);
-        list.truncate(count / 4);
+        list.truncate(count.div_ceil(4));
     }
-    let distances = bench.distances(goal, batches, &lists.concat().iter().collect::<Vec<_>>(), true)?;
+    let distances = one_by_one(bench, goal, batches, &lists.concat(), &mut known)?;
     let mut distances = distances.into_iter();
     let [field, starts] = lists.map(|list| {
         let mut ranked: Vec<_> = list.into_iter().zip(distances.by_ref()).collect();
@@ -65,6 +76,27 @@ pub fn rank<B: Tensors>(
         ranked
     });
     Ok(Ranked { starts: if starts.is_empty() { field.clone() } else { starts }, field })
+}
+
+/// Distances, each a measurement of its own: a run with more calls, which asks about more, has these already. What is
+/// both in the field and a start is measured once.
+fn one_by_one<B: Tensors>(
+    bench: &mut Bench<B>,
+    goal: &Schedule,
+    batches: &[u64],
+    list: &[Schedule],
+    known: &mut HashMap<u64, f64>,
+) -> Result<Vec<f64>> {
+    let mut one = |schedule| {
+        let key = hashed(Key::of(Kind::Distances).and_all(batches.iter().copied()), &schedule).number();
+        if let Some(distance) = known.get(&key) {
+            return Ok(*distance);
+        }
+        let distance = bench.distances(goal, batches, &[schedule], true)?[0];
+        known.insert(key, distance);
+        Ok(distance)
+    };
+    list.iter().map(&mut one).collect()
 }
 
 /// How many batch calls [`rank`] takes.
