@@ -30,6 +30,9 @@ pub struct Bench<'a, B: Tensors> {
     pub batch: usize,
     /// The teacher's end points of the batches that decide: as many as `held_out`, and the ranking's.
     ends: HashMap<u64, B::Tensor>,
+    /// Those of the batches that several fits are in work on.
+    shared: HashMap<u64, B::Tensor>,
+    sharing: bool,
 }
 
 impl<'a, B: Tensors> Bench<'a, B> {
@@ -66,8 +69,21 @@ impl<'a, B: Tensors> Bench<'a, B> {
             Part::Stop(_) => HashSet::new(),
         };
         let account = Account::new(config, ranks.count, batch);
-        let ends = HashMap::new();
-        Ok(Self { tensors, like, problem, config, account, ranks, journal, known, batch, ends })
+        let (ends, shared, sharing) = (HashMap::new(), HashMap::new(), false);
+        Ok(Self {
+            tensors,
+            like,
+            problem,
+            config,
+            account,
+            ranks,
+            journal,
+            known,
+            batch,
+            ends,
+            shared,
+            sharing,
+        })
     }
 
     /// How many batches have so many trajectories, or somewhat more.
@@ -131,6 +147,25 @@ impl<'a, B: Tensors> Bench<'a, B> {
             .map_err(|e| Error::new(e.status, format!("the teacher on batch {index}: {}", e.message)))?;
         self.account.progress.phase = phase;
         self.tensors.copy(run.state())
+    }
+
+    /// The same, from memory where another fit was taught on this batch just before.
+    pub fn goal(&mut self, teacher: &Schedule, index: u64, x_t: &B::Tensor) -> Result<B::Tensor> {
+        if let Some(end) = self.shared.get(&index) {
+            return self.tensors.copy(end);
+        }
+        let end = self.taught(teacher, index, x_t)?;
+        if self.sharing {
+            self.shared.insert(index, self.tensors.copy(&end)?);
+        }
+        Ok(end)
+    }
+
+    /// Whether the teacher's end points of the next linearisation are kept for others on the same batches. Those so
+    /// far are let go.
+    pub fn share_ends(&mut self, sharing: bool) {
+        self.sharing = sharing;
+        self.shared.clear();
     }
 
     pub fn difference(&self, a: &B::Tensor, b: &B::Tensor) -> Result<B::Tensor> {

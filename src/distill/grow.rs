@@ -29,6 +29,7 @@ pub fn grown<B: Tensors>(
         let Some(start) = inserted(config, below, gap)? else { continue };
         let mut unknowns = Unknowns::of(config, &start)?;
         unknowns.list.retain(|unknown| match unknown.kind {
+            Kind::Coefficient(age) => unknown.node == gap + age,
             Kind::Weight(age) => unknown.node == gap || unknown.node == gap + age,
             _ => false,
         });

@@ -14,7 +14,7 @@ use super::optimise::{Correction, Measurements, Normal};
 use super::unknowns::{Kind as Of, Unknowns};
 use crate::error::{Error, Result, Status};
 use crate::sample::Sampler;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, advance};
 use crate::tensor::Tensors;
 
 /// Model calls for the Jacobian of a schedule on one batch, the schedule's own run not counted.
@@ -81,7 +81,7 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
         let tensors = self.bench.tensors;
         let step = self.bench.config.difference_step;
         let x_t = self.bench.begin(index)?;
-        let goal = self.bench.taught(self.teacher, index, &x_t)?;
+        let goal = self.bench.goal(self.teacher, index, &x_t)?;
         let (mut states, mut predictions) = (Vec::new(), Vec::new());
         // Side by side, as they are combined; in the order of their use.
         let mut slots = tensors.alloc_many(&x_t, schedule.nfe())?.into_iter();
@@ -99,8 +99,12 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
         for (at, unknown) in self.unknowns.list.iter().enumerate() {
             let mut column = tensors.alloc(&end)?;
             let first = unknown.first_call();
-            if let (Of::Weight(age), true) = (unknown.kind, first == schedule.nfe()) {
-                let (_, g) = crate::schedule::advance(schedule.sigma(unknown.node), schedule.sigma_end());
+            let last = first == schedule.nfe();
+            if let (Of::Coefficient(age) | Of::Weight(age), true) = (unknown.kind, last) {
+                let g = match unknown.kind {
+                    Of::Coefficient(_) => 1.0,
+                    _ => advance(schedule.sigma(unknown.node), schedule.sigma_end()).1,
+                };
                 let affine = bench.config.sums == Sums::Affine;
                 let newest = if affine { -g } else { 0.0 };
                 let terms = [(g, &predictions[unknown.node - age]), (newest, &predictions[unknown.node])];

@@ -12,11 +12,13 @@
 //! optimise  the fit: numbers only    unknowns  the numbers of a schedule
 //! jacobian  linearisations           teacher   its run, recorded
 //! bench     batches and measurements
+//! generic   starts made once, for exact models
 //! account   calls, time, progress    journal   the checkpoint     ranks   many processes
 //! ```
 
 mod account;
 mod bench;
+mod generic;
 mod grow;
 mod jacobian;
 mod journal;
@@ -70,7 +72,7 @@ pub struct Config {
     pub sigma_max: f64,
     /// Noise level of the result: 0, or usually `sigma_min`.
     pub sigma_end: f64,
-    /// Fresh trajectories that each fit gets, in batches of 8 to 16, rounded up to whole ones of the host's
+    /// Fresh trajectories that each fit gets, 4 or 8 at a time, rounded up to whole batches of the host's
     /// size. A batch of more than 16 makes fits dearer than they need to be: they want eight steps at least.
     pub trajectories: usize,
     /// Held-out trajectories that decide what is kept; rounded up to whole batches.
@@ -100,6 +102,9 @@ pub struct Config {
     pub difference_step: f64,
     /// Most linearisations for each NFE.
     pub iterations: usize,
+    /// Schedules that fits may start from, beside the published ones, each at its own number of calls; such as
+    /// those of the checkpoint that this one was tuned from. 64 at most.
+    pub starts: Vec<serde_json::Value>,
     /// Batch calls of the model that the run may make, all included, of all ranks together. The plan keeps
     /// within them: fewer steps, fewer held-out trajectories, fewer NFEs.
     pub max_calls: Option<u64>,
@@ -137,6 +142,7 @@ impl Default for Config {
             fit_weights: true,
             difference_step: 0.02,
             iterations: 40,
+            starts: Vec::new(),
             max_calls: None,
             max_seconds: None,
             checkpoint: None,
@@ -152,6 +158,24 @@ impl Config {
             .map_err(|e| Error::argument(format!("these are not options of a distillation: {e}")))?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// The schedules of `nfe` calls that the caller has a fit start from, for this process and these levels.
+    pub(crate) fn given(&self, nfe: usize) -> Result<Vec<Schedule>> {
+        let read = |(at, start): (usize, &serde_json::Value)| {
+            let about = |m: String| Error::argument(format!("schedule {at} of starts: {m}"));
+            let start = Schedule::from_json(&start.to_string()).map_err(|e| about(e.message))?;
+            let its = (start.process(), start.sigma_start(), start.sigma_end());
+            let wanted = (self.process, self.sigma_max, self.sigma_end);
+            if its != wanted {
+                return Err(about(format!(
+                    "its process and noise levels from x_T to the end are {its:?}; they must be {wanted:?}"
+                )));
+            }
+            Ok(start)
+        };
+        let all: Result<Vec<Schedule>> = self.starts.iter().enumerate().map(read).collect();
+        Ok(all?.into_iter().filter(|start| start.nfe() == nfe).collect())
     }
 
     /// The solver that the teacher is.
@@ -200,6 +224,8 @@ impl Config {
                 self.sigma_end, self.sigma_min
             ));
         }
+        range("the number of starts", self.starts.len(), 0, 64)?;
+        self.given(0)?;
         if !(1e-5..=0.2).contains(&self.difference_step) {
             return bad(format!("difference_step is {}; it must be 1e-5 to 0.2", self.difference_step));
         }

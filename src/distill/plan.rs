@@ -8,6 +8,8 @@ use super::optimise;
 const TRIALS: u64 = 5;
 /// A fit of fewer linearisations is not worth its Jacobians.
 const LEAST: usize = 2;
+/// From so many linearisations on, fits from starts of different kinds race.
+pub const WORTH_A_RACE: usize = 6;
 /// However many trajectories a batch has, a fit takes so many steps.
 const USUAL_LEAST: usize = 8;
 
@@ -19,6 +21,8 @@ pub struct Item {
     pub teacher: u64,
     /// Calls of a Jacobian.
     pub jacobian: u64,
+    /// Starts that race.
+    pub starts: usize,
     /// Whether it grows out of a smaller one.
     pub grown: bool,
 }
@@ -70,10 +74,14 @@ pub fn step(item: &Item, batch: usize, index: usize) -> u64 {
     batches * (item.teacher + item.jacobian + (1 + TRIALS) * item.nfe as u64)
 }
 
+/// The linearisation after which a fit is looked at for the first time.
+const FIRST_LOOK: usize = 0;
+
 /// Whether the schedule is measured on the held-out batches after linearisation `index` of `count`: so an
-/// interrupt loses little, and a fit that goes astray does not lose what it had.
+/// interrupt loses little, and a fit that goes astray does not lose what it had. After 2, 4, 8, and each 16.
 pub fn is_looked_at(index: usize, count: usize) -> bool {
-    index + 1 == count || index % 3 == 1
+    let done = index + 1;
+    done == count || done % 16 == 0 || (index >= FIRST_LOOK && done.is_power_of_two())
 }
 
 impl Plan {
@@ -107,8 +115,11 @@ fn cost(items: &[Item], bounds: &Bounds, linearisations: usize, held_out: usize)
     let looks = (0..linearisations).filter(|&i| is_looked_at(i, linearisations)).count() as u64;
     let of = |item: &Item| {
         let steps: u64 = (0..linearisations).map(|index| step(item, bounds.batch, index)).sum();
+        let raced = if linearisations < WORTH_A_RACE { 0 } else { item.starts + usize::from(item.grown) - 1 };
+        let lost: u64 = (0..=FIRST_LOOK).map(|index| step(item, bounds.batch, index)).sum();
+        let lost = raced as u64 * (lost + held * item.nfe as u64);
         let gaps = if item.grown && linearisations > 0 { grow(item, bounds.batch) } else { 0 };
-        steps + gaps + held * item.nfe as u64 * (bounds.handcrafted + looks)
+        steps + lost + gaps + held * item.nfe as u64 * (bounds.handcrafted + looks)
     };
     held * bounds.teacher + items.iter().map(of).sum::<u64>()
 }
@@ -116,6 +127,6 @@ fn cost(items: &[Item], bounds: &Bounds, linearisations: usize, held_out: usize)
 /// Calls that find the place of a new node.
 fn grow(item: &Item, batch: usize) -> u64 {
     let n = item.nfe as u64;
-    // At each of n gaps, the new row and the weights on the new prediction.
-    8usize.div_ceil(batch) as u64 * n * (n + n * n / 3)
+    // At each of n gaps, the coefficients of the new prediction.
+    8usize.div_ceil(batch) as u64 * n * (n + n * n / 6)
 }

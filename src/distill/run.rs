@@ -21,10 +21,6 @@ const RANKING: usize = 8;
 const BASELINES: usize = 3;
 /// Fits of one number of calls take their batches from a range of this length.
 const RANGE: u64 = 1024;
-/// After so many linearisations a grown fit has gained this much on what it grew out of, or it is stuck
-/// and starts again elsewhere.
-const PATIENCE: usize = 3;
-const WORTH_GROWING: f64 = 0.97;
 /// Held-out trajectories are few. Of two looks at a fit the later one, which more trajectories were fitted to,
 /// is kept unless it is so much worse on them: by the least of them alone a fit of 18,000 image-calls
 /// was kept as it had been after 4,000 (0.259 instead of 0.235 on a test set).
@@ -33,7 +29,7 @@ const CLEARLY_WORSE: f64 = 1.1;
 /// One NFE of the family in work.
 struct Entry {
     nfe: usize,
-    /// Where its fit starts, best first.
+    /// Where its fit starts, the nearest first.
     starts: Vec<(Schedule, f64)>,
     /// The teacher that its fit has.
     teacher: Schedule,
@@ -41,7 +37,7 @@ struct Entry {
     best: (Schedule, f64),
     /// Held-out distances of handcrafted solvers, best first; on the ranking batches until then.
     handcrafted: Vec<(Schedule, f64)>,
-    /// What the fit started from, with its held-out distance.
+    /// What the fit started from, with its distance: on the held-out batches where it is known there.
     start: Option<(Schedule, f64)>,
     trace: Vec<Trace>,
 }
@@ -149,7 +145,7 @@ struct Run<'r, 'a, B: Tensors> {
     teacher: Option<Schedule>,
 }
 
-impl<B: Tensors> Run<'_, '_, B> {
+impl<'a, B: Tensors> Run<'_, 'a, B> {
     fn all(&mut self) -> Result<()> {
         let config = self.bench.config;
         let ranking = range(0, self.bench.batches_of(RANKING));
@@ -161,7 +157,7 @@ impl<B: Tensors> Run<'_, '_, B> {
         for nfe in (config.nfe_from()..=config.nfe).rev() {
             if let (Some(left), false) = (self.bench.calls_left()?, self.entries.is_empty()) {
                 // As much again must be left for the held-out batches.
-                if left < 3 * starts::cost(1, ranking.len(), nfe) + 40 {
+                if left < 3 * starts::cost(config, 1, ranking.len(), nfe) + 40 {
                     break;
                 }
             }
@@ -194,7 +190,7 @@ impl<B: Tensors> Run<'_, '_, B> {
         let config = self.bench.config;
         let recorded = ranking.len() * (teacher::COARSE + config.teacher_nfe.unwrap_or(teacher::FINE));
         let first = self.bench.batches_of(4).min(ranking.len());
-        let ranked = |nfe| starts::cost(first, ranking.len(), nfe);
+        let ranked = |nfe| starts::cost(config, first, ranking.len(), nfe);
         bench::CHECKS + recorded as u64 + (config.nfe_from()..=config.nfe).map(ranked).sum::<u64>()
     }
 
@@ -216,6 +212,7 @@ impl<B: Tensors> Run<'_, '_, B> {
                 nfe: entry.nfe,
                 teacher: entry.teacher.nfe() as u64,
                 jacobian: jacobian::cost(&unknowns, entry.nfe),
+                starts: entry.starts.len(),
                 grown: at > 0,
             })
         };
@@ -279,92 +276,127 @@ impl<B: Tensors> Run<'_, '_, B> {
         if plan.linearisations == 0 {
             return Ok(());
         }
-        let field = entry.starts[0].clone();
+        let starts = entry.starts.clone();
         let first = RANGE * (nfe - config.nfe_from()) as u64 + ranking.len() as u64;
-        let mut grown = None;
-        if let Some(below) = at.checked_sub(1).map(|below| self.entries[below].best.0.clone()) {
+        let mut racing = Vec::new();
+        if let Some(below) = at.checked_sub(1).map(|below| self.entries[below].best.clone()) {
             progress.phase = Phase::Grow;
-            let same = self.bench.distances(goal, ranking, &[&below], true)?[0];
-            if same < field.1 {
-                grown = grow::grown(self.bench, &below, goal, ranking[0], RANKING)?;
+            let same = self.bench.distances(goal, ranking, &[&below.0], true)?[0];
+            if same < starts[0].1
+                && let Some(start) = grow::grown(self.bench, &below.0, goal, ranking[0], RANKING)?
+            {
+                racing.push(Runner::new(config, start, below.1)?);
             }
         }
+        let handcrafted = &self.entries[at].handcrafted;
+        for (start, distance) in starts {
+            let known = handcrafted.iter().find(|(schedule, _)| *schedule == start);
+            racing.push(Runner::new(config, start, known.map_or(distance, |(_, distance)| *distance))?);
+        }
+        racing.truncate(if plan.linearisations < plan::WORTH_A_RACE { 1 } else { racing.len() });
         self.bench.account.progress.phase = Phase::Fit;
-        let is_grown = grown.is_some();
-        let start = match grown {
-            Some(start) => start,
-            None => padded(config, &field.0)?,
-        };
-        let start_distance = match is_grown {
-            true => self.entries[at - 1].best.1,
-            false => {
-                let known = self.entries[at].handcrafted.iter().find(|(schedule, _)| *schedule == field.0);
-                known.map_or(field.1, |(_, distance)| *distance)
-            }
-        };
-        self.entries[at].start = Some((start.clone(), start_distance));
+        self.race(at, racing, plan.linearisations, held, &teacher, first)
+    }
+
+    /// Linearisation after linearisation, with a look at the held-out batches now and then. At the first look the
+    /// best of several fits goes on alone. All of them are fitted to the same batches.
+    fn race(
+        &mut self,
+        at: usize,
+        mut racing: Vec<Runner<'a>>,
+        count: usize,
+        held: &Held,
+        teacher: &Schedule,
+        first: u64,
+    ) -> Result<()> {
+        let before = self.entries[at].best.1;
         let mut next = first;
-        let reached = self.steps(at, &start, plan.linearisations, held, &teacher, &mut next, is_grown)?;
-        if let Some(done) = reached.stuck_after {
-            let start = padded(config, &field.0)?;
-            self.entries[at].start = Some((start.clone(), field.1));
-            let left = plan.linearisations - done.min(plan.linearisations - 1);
-            self.steps(at, &start, left, held, &teacher, &mut next, false)?;
+        for index in 0..count {
+            let is_looked_at = plan::is_looked_at(index, count);
+            let these = next;
+            self.bench.share_ends(racing.len() > 1);
+            for runner in &mut racing {
+                next = these;
+                let batch =
+                    runner.fit.batch(&mut Fitting::new(self.bench, &runner.unknowns, teacher, &mut next))?;
+                // Without a batch: a fit at the edge of what is finite.
+                runner.ended = batch.is_none();
+                if is_looked_at || runner.ended {
+                    self.look(at, runner, held, before, batch.map(|batch| batch.fresh))?;
+                }
+            }
+            if is_looked_at && racing.len() > 1 {
+                racing.sort_by(|a, b| a.last.total_cmp(&b.last));
+                racing.truncate(1);
+            }
+            self.entries[at].start = racing.first().map(|runner| runner.start.clone());
+            racing.retain(|runner| !runner.ended);
+            if racing.is_empty() {
+                break;
+            }
         }
         Ok(())
     }
 
-    /// Linearisation after linearisation, with a look at the held-out batches now and then.
-    #[allow(clippy::too_many_arguments)]
-    fn steps(
+    /// Measures a fit on the held-out batches, and keeps it if it is to be kept.
+    fn look(
         &mut self,
         at: usize,
-        start: &Schedule,
-        count: usize,
+        runner: &mut Runner<'a>,
         held: &Held,
-        teacher: &Schedule,
-        next: &mut u64,
-        grown: bool,
-    ) -> Result<Reached> {
-        let unknowns = Unknowns::of(self.bench.config, start)?;
-        let mut fit = Online::new(unknowns.values());
-        let before = self.entries[at].best.1;
-        let mut least = f64::INFINITY;
-        for index in 0..count {
-            let batch = fit.batch(&mut Fitting::new(self.bench, &unknowns, teacher, next))?;
-            if plan::is_looked_at(index, count) || batch.is_none() {
-                let schedule = unknowns.schedule(&fit.point);
-                let schedule = schedule.ok_or_else(|| Error::schedule("sigmas must decrease"))?;
-                let distance = self.bench.distances(&held.teacher, &held.batches, &[&schedule], true)?[0];
-                let entry = &mut self.entries[at];
-                let calls = self.bench.account.all_calls();
-                let fresh = batch.map(|batch| batch.fresh);
-                entry.trace.push(Trace { calls, fresh, held_out: distance });
-                least = least.min(distance);
-                if distance < before && distance <= CLEARLY_WORSE * least {
-                    entry.best = (schedule, distance);
-                    self.bench.account.progress.distance = distance;
-                }
-            }
-            if batch.is_none() {
-                break; // a fit at the edge of what is finite
-            }
-            if grown && index >= PATIENCE && self.entries[at].best.1 > WORTH_GROWING * before {
-                return Ok(Reached { stuck_after: Some(index + 1) });
-            }
+        before: f64,
+        fresh: Option<f64>,
+    ) -> Result<()> {
+        let schedule = runner.unknowns.schedule(&runner.fit.point);
+        let schedule = schedule.ok_or_else(|| Error::schedule("sigmas must decrease"))?;
+        let distance = self.bench.distances(&held.teacher, &held.batches, &[&schedule], true)?[0];
+        let entry = &mut self.entries[at];
+        entry.trace.push(Trace { calls: self.bench.account.all_calls(), fresh, held_out: distance });
+        runner.last = distance;
+        runner.least = runner.least.min(distance);
+        let best = if runner.kept { before } else { entry.best.1 };
+        if distance < best && distance <= CLEARLY_WORSE * runner.least {
+            runner.kept = true;
+            entry.best = (schedule, distance);
+            self.bench.account.progress.distance = distance;
         }
-        Ok(Reached { stuck_after: None })
+        Ok(())
+    }
+}
+
+/// A fit in a race.
+struct Runner<'a> {
+    start: (Schedule, f64),
+    unknowns: Unknowns<'a>,
+    fit: Online,
+    /// Held-out distances: the last look, the least of all.
+    last: f64,
+    least: f64,
+    /// Whether the best so far is of this fit: then a later look at it replaces an earlier one.
+    kept: bool,
+    ended: bool,
+}
+
+impl<'a> Runner<'a> {
+    fn new(config: &'a Config, start: Schedule, distance: f64) -> Result<Self> {
+        let start = (padded(config, &start)?, distance);
+        let unknowns = Unknowns::of(config, &start.0)?;
+        let fit = Online::new(unknowns.values());
+        Ok(Self {
+            start,
+            unknowns,
+            fit,
+            last: f64::INFINITY,
+            least: f64::INFINITY,
+            kept: false,
+            ended: false,
+        })
     }
 }
 
 struct Held {
     teacher: Schedule,
     batches: Vec<u64>,
-}
-
-struct Reached {
-    /// Linearisations that gained nothing.
-    stuck_after: Option<usize>,
 }
 
 /// The schedule that an entry hands out, with its record.

@@ -6,16 +6,19 @@ use std::collections::HashMap;
 use super::bench::{Bench, hashed};
 use super::journal::{Key, Kind};
 use super::teacher::Recording;
-use super::{Config, Phase};
+use super::{Config, Phase, generic};
 use crate::error::{Error, Result};
 use crate::field::{self, Field};
 use crate::schedule::{Process, Schedule};
 use crate::solver::{Grid, Spec};
 use crate::tensor::Tensors;
 
-/// The model is asked about so many schedules of the field, and so many starts; about the best quarter of
-/// them again.
-const ASKED: [usize; 2] = [16, 8];
+/// The model is asked about so many schedules of the field, of published starts, and of the levels that a generic
+/// one may have; about the best quarter of the field again.
+const ASKED: [usize; 3] = [16, 4, 2];
+/// So many generic starts race: two that are as near may end half as far from each other, by what they are made for
+/// (photographs, 5 NFE: 5.1 from a table for pictures, 7.6 from one that was nearer).
+const GENERIC: usize = 3;
 /// Where calls are few the ranking takes its share of them, but asks about so many of each.
 const SPARE: f64 = 2.2;
 const LEAST_ASKED: usize = 2;
@@ -36,7 +39,7 @@ const GITS: [f64; 2] = [1.15, 1.0];
 pub struct Ranked {
     /// The strongest published field.
     pub field: Vec<(Schedule, f64)>,
-    /// What fits may start from.
+    /// What fits start from: the best of each kind.
     pub starts: Vec<(Schedule, f64)>,
 }
 
@@ -53,62 +56,69 @@ pub fn rank<B: Tensors>(
     bench.account.progress.phase = Phase::Rank;
     bench.account.progress.nfe = nfe;
     let first = &batches[..bench.batches_of(4).min(batches.len())];
-    let share = left.map_or(1.0, |left| left as f64 / (SPARE * cost(first.len(), batches.len(), nfe) as f64));
+    let share = left.map_or(1.0, |left| {
+        left as f64 / (SPARE * cost(bench.config, first.len(), batches.len(), nfe) as f64)
+    });
     let asked = ASKED.map(|count| ((share.min(1.0) * count as f64) as usize).max(LEAST_ASKED));
-    let all = [field_of(bench.config, recording, nfe), starts_of(bench.config, nfe)];
-    let mut lists = all.into_iter().zip(asked).map(|(all, count)| promising(recording, all, count));
-    let mut lists = [lists.next().unwrap_or_default(), lists.next().unwrap_or_default()];
-    if lists[0].is_empty() {
+    let config = bench.config;
+    let of_field = promising(recording, field_of(config, recording, nfe), asked[0]);
+    if of_field.is_empty() {
         return Err(Error::argument("no solver fits these options"));
     }
+    let published = promising(recording, starts_of(config, nfe), asked[1]);
+    // Each table by itself: the recorded run overrates those whose numbers fit nothing else.
+    let tables = generic::starts(config, nfe, recording.deviation()).into_iter();
+    let tables = tables.flat_map(|table| promising(recording, table, asked[2])).collect();
     let mut known = HashMap::new();
-    let distances = one_by_one(bench, goal, first, &lists.concat(), &mut known)?;
-    let (of_field, of_starts) = distances.split_at(lists[0].len());
-    for ((list, distances), count) in lists.iter_mut().zip([of_field, of_starts]).zip(asked) {
-        sort_by(list, distances);
-        list.truncate(count.div_ceil(4));
+    let mut field = one_by_one(bench, goal, first, of_field, &mut known)?;
+    field.truncate(asked[0].div_ceil(4));
+    let field = field.into_iter().map(|(schedule, _)| schedule).collect();
+    let field = one_by_one(bench, goal, batches, field, &mut known)?;
+    let kinds = [(config.given(nfe)?, usize::MAX), (published, 1), (tables, GENERIC)];
+    let mut starts = Vec::new();
+    for (list, count) in kinds {
+        let ranked = one_by_one(bench, goal, first, list, &mut known)?;
+        let mut models = Vec::new();
+        for start in ranked {
+            let model = generic::model_of(&start.0).map(String::from);
+            if count > models.len() && (model.is_none() || !models.contains(&model)) {
+                models.push(model);
+                starts.push(start);
+            }
+        }
     }
-    let distances = one_by_one(bench, goal, batches, &lists.concat(), &mut known)?;
-    let mut distances = distances.into_iter();
-    let [field, starts] = lists.map(|list| {
-        let mut ranked: Vec<_> = list.into_iter().zip(distances.by_ref()).collect();
-        ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
-        ranked
-    });
-    Ok(Ranked { starts: if starts.is_empty() { field.clone() } else { starts }, field })
+    starts.sort_by(|a, b| a.1.total_cmp(&b.1));
+    Ok(Ranked { starts: if starts.is_empty() { vec![field[0].clone()] } else { starts }, field })
 }
 
-/// Distances, each a measurement of its own: a run with more calls, which asks about more, has these already. What is
-/// both in the field and a start is measured once.
+/// `list` with its distances, best first. Each is a measurement of its own: a run with more calls, which asks about more,
+/// has these already. What is both in the field and a start is measured once.
 fn one_by_one<B: Tensors>(
     bench: &mut Bench<B>,
     goal: &Schedule,
     batches: &[u64],
-    list: &[Schedule],
+    list: Vec<Schedule>,
     known: &mut HashMap<u64, f64>,
-) -> Result<Vec<f64>> {
-    let mut one = |schedule| {
-        let key = hashed(Key::of(Kind::Distances).and_all(batches.iter().copied()), &schedule).number();
-        if let Some(distance) = known.get(&key) {
-            return Ok(*distance);
-        }
-        let distance = bench.distances(goal, batches, &[schedule], true)?[0];
+) -> Result<Vec<(Schedule, f64)>> {
+    let mut ranked = Vec::with_capacity(list.len());
+    for schedule in list {
+        let key = hashed(Key::of(Kind::Distances).and_all(batches.iter().copied()), &&schedule).number();
+        let distance = match known.get(&key) {
+            Some(distance) => *distance,
+            None => bench.distances(goal, batches, &[&schedule], true)?[0],
+        };
         known.insert(key, distance);
-        Ok(distance)
-    };
-    list.iter().map(&mut one).collect()
+        ranked.push((schedule, distance));
+    }
+    ranked.sort_by(|a, b| a.1.total_cmp(&b.1));
+    Ok(ranked)
 }
 
 /// How many batch calls [`rank`] takes.
-pub fn cost(first: usize, all: usize, nfe: usize) -> u64 {
-    let asked: usize = ASKED.iter().sum();
-    (nfe * (asked * first + asked / 4 * all)) as u64
-}
-
-fn sort_by(list: &mut Vec<Schedule>, distances: &[f64]) {
-    let mut order: Vec<usize> = (0..list.len()).collect();
-    order.sort_by(|a, b| distances[*a].total_cmp(&distances[*b]));
-    *list = order.into_iter().map(|i| list[i].clone()).collect();
+pub fn cost(config: &Config, first: usize, all: usize, nfe: usize) -> u64 {
+    let given = config.given(nfe).map_or(0, |given| given.len());
+    let asked = ASKED[0] + ASKED[1] + ASKED[2] * generic::count(nfe) + given;
+    (nfe * (asked * first + ASKED[0] / 4 * all)) as u64
 }
 
 /// The strongest field, with the grids that the recorded run gives.
@@ -176,12 +186,7 @@ struct Recorded<'a> {
 
 impl<'a> Recorded<'a> {
     fn new(recording: &'a Recording, stiffness: f64) -> Self {
-        let start = recording.schedule.sigma_start();
-        let mut noise = vec![0.0; recording.basis()];
-        noise[0] = 1.0;
-        let data = &recording.states[recording.schedule.nfe()];
-        let deviation = start * recording.length(data) / recording.length(&noise);
-        Self { recording, deviation: stiffness * deviation }
+        Self { recording, deviation: stiffness * recording.deviation() }
     }
 
     /// The teacher's prediction and state at a noise level, over the basis.

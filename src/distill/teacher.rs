@@ -61,6 +61,14 @@ impl Recording {
         self.grams.iter().map(|gram| square(gram).max(0.0).sqrt()).sum::<f64>() / self.grams.len() as f64
     }
 
+    /// Root mean square of the data.
+    pub fn deviation(&self) -> f64 {
+        let mut noise = vec![0.0; self.basis()];
+        noise[0] = 1.0;
+        let data = &self.states[self.schedule.nfe()];
+        self.schedule.sigma_start() * self.length(data) / self.length(&noise)
+    }
+
     /// Calls that the teacher needs where the best handcrafted schedule ends at `handcrafted`.
     pub fn teacher_nfe(&self, config: &Config, nfe: usize, handcrafted: f64) -> usize {
         if let Some(given) = config.teacher_nfe {

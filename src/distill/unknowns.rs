@@ -3,7 +3,11 @@
 
 use super::{Config, Sums};
 use crate::error::{Error, Result};
-use crate::schedule::{Node, Schedule};
+use crate::schedule::{Node, Schedule, advance};
+
+/// Neighbouring noise levels stay this far apart, as a ratio, or half as far, by their logarithm, as they
+/// were at first: two nodes that meet are a finite difference with huge weights, out of which no fit finds back.
+const NEAREST: f64 = 1.3;
 
 /// One number of one node.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,21 +22,29 @@ pub enum Kind {
     Sigma,
     /// log of the noise level that the model is told.
     Told,
-    /// The weight of the prediction that is so many nodes old. Where sums must be 1 the newest one's
+    /// The coefficient, in the state at the next node written over [x_T, D_0, D_1, ...], of the prediction that
+    /// is so many nodes old. All other states keep theirs, so what moves is one state and what the
+    /// model makes of it: on these coordinates fits converge in a third of the steps that the weights of the rows
+    /// need, which move all states after them at once (digits, guidance 3, 8 NFE, 64 trajectories a step: 0.078 0.067
+    /// 0.060 after 2, 3, 4 steps instead of 0.112 0.092 0.081). Where sums must be 1 the newest weight
     /// gives way.
+    Coefficient(usize),
+    /// The weight, in its row, of the prediction that is so many nodes old: where an order limit leaves no
+    /// room for other rows to answer. Where sums must be 1 the newest one's gives way.
     Weight(usize),
 }
 
 impl Unknown {
     /// The first node whose model call it changes; the number of nodes where it changes none.
     pub fn first_call(self) -> usize {
-        self.node + usize::from(matches!(self.kind, Kind::Weight(_)))
+        self.node + usize::from(matches!(self.kind, Kind::Coefficient(_) | Kind::Weight(_)))
     }
 
     fn get(self, schedule: &Schedule) -> f64 {
         match self.kind {
             Kind::Sigma => schedule.sigma(self.node).ln(),
             Kind::Told => schedule.model_sigma(self.node).ln(),
+            Kind::Coefficient(age) => schedule.expand(self.node + 1)[1 + self.node - age],
             Kind::Weight(age) => schedule.nodes()[self.node].weights[age],
         }
     }
@@ -43,6 +55,8 @@ impl Unknown {
 pub struct Unknowns<'a> {
     config: &'a Config,
     template: Schedule,
+    /// Its states over [x_T, D_0, D_1, ...], where coefficients are unknowns.
+    states: Option<Vec<Vec<f64>>>,
     pub list: Vec<Unknown>,
 }
 
@@ -61,28 +75,39 @@ impl<'a> Unknowns<'a> {
             if config.fit_weights {
                 let first = usize::from(config.sums == Sums::Affine);
                 let ages = first..of.weights.len();
-                list.extend(ages.map(|age| Unknown { node, kind: Kind::Weight(age) }));
+                let kind = if config.order.is_none() { Kind::Coefficient } else { Kind::Weight };
+                list.extend(ages.map(|age| Unknown { node, kind: kind(age) }));
             }
         }
-        Ok(Self { config, template, list })
+        let states = (config.fit_weights && config.order.is_none())
+            .then(|| (0..=template.nfe()).map(|n| template.expand(n)).collect());
+        Ok(Self { config, template, states, list })
     }
 
     /// Their values in the schedule that they are of.
     pub fn values(&self) -> Vec<f64> {
-        self.list.iter().map(|unknown| unknown.get(&self.template)).collect()
+        self.list.iter().map(|unknown| self.value(*unknown)).collect()
+    }
+
+    fn value(&self, unknown: Unknown) -> f64 {
+        match (unknown.kind, &self.states) {
+            (Kind::Coefficient(age), Some(states)) => states[unknown.node + 1][1 + unknown.node - age],
+            _ => unknown.get(&self.template),
+        }
     }
 
     /// The schedule with these values. No noise level leaves the range of the model: what would is set
     /// to its end. None where the sigmas do not decrease.
     pub fn schedule(&self, values: &[f64]) -> Option<Schedule> {
         let (config, template) = (self.config, &self.template);
+        let mut states = self.states.clone();
         let mut nodes = template.nodes().to_vec();
         let mut told: Vec<f64> = (0..nodes.len()).map(|n| template.model_sigma(n)).collect();
         for (unknown, &value) in self.list.iter().zip(values) {
             let node = &mut nodes[unknown.node];
             match unknown.kind {
                 // What is as it was stays so to the last bit.
-                _ if value == unknown.get(template) => {}
+                _ if value == self.value(*unknown) => {}
                 Kind::Sigma => {
                     node.sigma = value.exp().min(template.sigma_start());
                     if !config.fit_scales {
@@ -90,6 +115,9 @@ impl<'a> Unknowns<'a> {
                     }
                 }
                 Kind::Told => told[unknown.node] = value.exp().clamp(config.sigma_min, config.sigma_max),
+                Kind::Coefficient(age) => {
+                    states.as_mut()?[unknown.node + 1][1 + unknown.node - age] = value;
+                }
                 Kind::Weight(age) => {
                     if config.sums == Sums::Affine {
                         node.weights[0] -= value - node.weights[age];
@@ -98,8 +126,15 @@ impl<'a> Unknowns<'a> {
                 }
             }
         }
-        if nodes.windows(2).any(|pair| pair[1].sigma >= pair[0].sigma) {
+        for n in 1..nodes.len() {
+            let gap = NEAREST.min((template.sigma(n - 1) / template.sigma(n)).sqrt());
+            nodes[n].sigma = nodes[n].sigma.min(nodes[n - 1].sigma / gap);
+        }
+        if nodes.last().is_some_and(|last| last.sigma <= template.sigma_end()) {
             return None;
+        }
+        if let (Some(before), Some(states)) = (&self.states, &states) {
+            self.to_weights(before, states, &mut nodes);
         }
         for (n, (node, told)) in nodes.iter_mut().zip(told).enumerate() {
             if node.sigma != template.sigma(n) || told != template.model_sigma(n) {
@@ -107,6 +142,30 @@ impl<'a> Unknowns<'a> {
             }
         }
         rebuilt(template, nodes).ok()
+    }
+
+    /// Sets the weights of `nodes` so that the states, which were as `before`, have these coefficients. Rows that do not
+    /// change stay as they were to the last bit.
+    fn to_weights(&self, before: &[Vec<f64>], states: &[Vec<f64>], nodes: &mut [Node]) {
+        let template = &self.template;
+        let sigma = |nodes: &[Node], n: usize| nodes.get(n).map_or(template.sigma_end(), |node| node.sigma);
+        let same = |nodes: &[Node], n: usize| {
+            sigma(nodes, n) == template.sigma(n) && states[n][1..] == before[n][1..]
+        };
+        for n in 0..nodes.len() {
+            if same(nodes, n) && same(nodes, n + 1) {
+                continue;
+            }
+            let (r, g) = advance(nodes[n].sigma, sigma(nodes, n + 1));
+            let weights = (0..nodes[n].weights.len()).map(|age| {
+                let kept = states[n].get(1 + n - age).map_or(0.0, |v| r * v);
+                (states[n + 1][1 + n - age] - kept) / g
+            });
+            nodes[n].weights = weights.collect();
+            if self.config.sums == Sums::Affine {
+                nodes[n].weights[0] = 1.0 - nodes[n].weights[1..].iter().sum::<f64>();
+            }
+        }
     }
 
     /// What [`Unknowns::schedule`] makes of these values.
@@ -188,4 +247,67 @@ pub fn inserted(config: &Config, schedule: &Schedule, gap: usize) -> Result<Opti
     nodes.insert(gap, Node { sigma, scale, weights });
     let grown = rebuilt(schedule, nodes)?;
     Ok(Some(if config.order.is_some() { padded(config, &grown)? } else { grown }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::solver::{Spec, solve};
+
+    fn schedule() -> Schedule {
+        solve(&Spec { solver: "dpmpp_2m".into(), nfe: 5, sigma_min: Some(0.01), ..Spec::default() }).unwrap()
+    }
+
+    fn at(unknowns: &Unknowns, node: usize, kind: Kind) -> usize {
+        unknowns.list.iter().position(|unknown| *unknown == Unknown { node, kind }).unwrap()
+    }
+
+    #[test]
+    fn what_is_set_to_what_it_was_is_as_it_was() {
+        for order in [None, Some(2)] {
+            let config = Config { order, ..Config::default() };
+            let unknowns = Unknowns::of(&config, &schedule()).unwrap();
+            let same = unknowns.schedule(&unknowns.values()).unwrap();
+            assert_eq!(same.nodes(), padded(&config, &schedule()).unwrap().nodes());
+        }
+    }
+
+    #[test]
+    fn a_coefficient_moves_one_state_and_no_other() {
+        let config = Config::default();
+        let unknowns = Unknowns::of(&config, &schedule()).unwrap();
+        let before = unknowns.schedule(&unknowns.values()).unwrap();
+        let (after, moved) =
+            unknowns.nudged(&unknowns.values(), at(&unknowns, 2, Kind::Coefficient(1)), 0.02).unwrap();
+        for n in 0..=5 {
+            for (j, (a, b)) in before.expand(n).into_iter().zip(after.expand(n)).enumerate() {
+                let wanted = if (n, j) == (3, 2) { moved } else { 0.0 };
+                assert!((b - a - wanted).abs() < 1e-12, "state {n}, entry {j}: {a} {b}");
+            }
+        }
+        assert_eq!(before.nodes()[..2], after.nodes()[..2]);
+        assert_eq!(before.nodes()[4], after.nodes()[4]);
+    }
+
+    #[test]
+    fn sums_stay_one_where_they_must() {
+        let config = Config { sums: Sums::Affine, ..Config::default() };
+        let unknowns = Unknowns::of(&config, &schedule()).unwrap();
+        let mut values = unknowns.values();
+        values.iter_mut().enumerate().for_each(|(i, value)| *value += 0.01 * (i % 3) as f64);
+        for node in unknowns.schedule(&values).unwrap().nodes() {
+            assert!((node.weights.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{node:?}");
+        }
+    }
+
+    #[test]
+    fn neighbours_do_not_meet() {
+        let config = Config::default();
+        let unknowns = Unknowns::of(&config, &schedule()).unwrap();
+        let mut values = unknowns.values();
+        values[at(&unknowns, 3, Kind::Sigma)] += 5.0;
+        let there = unknowns.bounded(&values).unwrap();
+        let apart = there[at(&unknowns, 2, Kind::Sigma)] - there[at(&unknowns, 3, Kind::Sigma)];
+        assert!((apart - NEAREST.ln()).abs() < 1e-9, "{apart}");
+    }
 }

@@ -34,6 +34,8 @@ def _json(options: Mapping) -> bytes:
     def plain(value):
         if hasattr(value, "tolist"):  # numpy and torch
             return value.tolist()
+        if isinstance(value, Schedule):
+            return value.to_dict()
         return os.fspath(value)
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -475,7 +477,7 @@ def distill(
     whatever the model depends on, such as labels or prompts. The same number must always give the same batch;
     fitted batches count from 0, held-out ones from 2**20. `like` is a tensor of the shape, dtype and device
     of a batch; its contents are not read. Batches of 4 to 16 trajectories make the cheapest
-    fits: a fit wants some eight steps, each on 8 to 12 fresh trajectories or one whole batch.
+    fits: a fit wants eight steps and more, each on 4 to 8 fresh trajectories or one whole batch.
 
     `nfe`: number of model calls of the schedule, or (from, to) for a whole family in one run. `progress`:
     True for a tqdm bar, False for silence, or a function that is told after every model call a dict with
@@ -489,8 +491,9 @@ def distill(
     trajectories [84], fresh ones for each fit; held_out [24], which decide what is kept; teacher ["deis_3"],
     teacher_nfe [measured; 50 in `compare`], teacher_grid; sums "free" or
     "affine", order, fit_sigmas, fit_start, fit_scales, fit_weights [all true; fit_start False keeps the first
-    sigma at that of x_T]; difference_step [0.02]; iterations [40],
-    max_calls (batch calls, all included) and max_seconds, which the plan keeps within; checkpoint, a file
+    sigma at that of x_T]; difference_step [0.02]; iterations [40];
+    starts, schedules that fits may start from beside the published ones, such as those of the checkpoint that this
+    one was tuned from; max_calls (batch calls, all included) and max_seconds, which the plan keeps within; checkpoint, a file
     from which a run that was killed, or had fewer calls, goes on to what one run would have found;
     made_for and seeds, which the schedules will say.
 
