@@ -263,16 +263,16 @@ fn what_may_not_move_does_not() {
 /// Noise levels nearer to one another than the difference step: shorter steps are taken.
 #[test]
 fn close_sigmas_do_not_end_a_run() {
-    let dense = Config { nfe: 12, difference_step: 0.2, iterations: 2, ..config(Process::Flow) };
+    let dense = Config { nfe: 12, difference_step: 0.1, iterations: 8, ..config(Process::Flow) };
     assert!(run(&dense).family[0].improved);
 }
 
 #[test]
 fn where_nothing_better_is_found_it_hands_out_the_handcrafted_one_and_says_so() {
     // Enough for the ranking and the held-out batches, not for a fit.
-    let full = run(&config(Process::Ve));
-    let few = full.ranking_calls + 200;
-    let ranked = run(&Config { max_calls: Some(few), ..config(Process::Ve) });
+    let published = Config { fit_weights: false, ..config(Process::Ve) };
+    let few = run(&published).ranking_calls + 200;
+    let ranked = run(&Config { max_calls: Some(few), ..published });
     let fitted = &ranked.family[0];
     let by = fitted.schedule.made_by.as_ref().unwrap();
     assert!(ranked.model_calls + ranked.teacher_calls <= few);
@@ -356,9 +356,9 @@ fn ranks_find_what_one_alone_does_with_a_share_of_the_calls_each() {
             let found = found.as_ref().unwrap();
             assert_eq!(nodes(found), nodes(&alone), "rank {rank} of {count}");
             assert_eq!((found.ranks, found.model_calls), (count, alone.model_calls));
-            // A linearisation is two or three batches.
+            // A linearisation is one or two batches, of which rank 0 has the first.
             let share = *own as f64 / calls as f64;
-            assert!((0.15..0.7).contains(&share), "{share} of the calls on rank {rank} of {count}");
+            assert!((0.02..0.8).contains(&share), "{share} of the calls on rank {rank} of {count}");
         }
         let test = Config { held_out: 64, ..config.clone() };
         let (team, schedule) = (Team::new(count), alone.schedules().next().unwrap());
@@ -385,7 +385,7 @@ fn ranks_find_what_one_alone_does_with_a_share_of_the_calls_each() {
 fn what_ends_one_rank_ends_all() {
     let config = config(Process::Ve);
     // A failure, early and late, is every rank's.
-    for (at, text) in [(3, "the teacher on batch 1: the model gave up"), (700, "the model gave up")] {
+    for (at, text) in [(3, "the teacher on batch 1: the model gave up"), (400, "the model gave up")] {
         let ranks = Team::new(2).run(|_| config.clone(), |rank, m| m.fail_at = (rank == 1).then_some(at));
         let errors: Vec<_> = ranks.into_iter().map(|(found, _)| found.unwrap_err()).collect();
         assert_eq!(
@@ -566,9 +566,9 @@ fn a_budget_is_met_by_planning_and_a_second_run_goes_on_to_what_one_without_a_li
         let second = Config { max_calls: None, ..limited };
         let second = distill(&Cpu, &second, &like(), &mut mixture).unwrap();
         assert_eq!(nodes(&second), nodes(&full), "{calls}");
-        // Of the least budget the held-out part is measured again, on more batches; checks, teacher and most
-        // of the ranking are not.
-        let kept = if calls == 375 { 140 } else { calls / 2 };
+        // Of the least budget the held-out part is measured again, on more batches, and where a race ends
+        // otherwise the fit is; checks, teacher and most of the ranking are not.
+        let kept = if calls == 375 { 140 } else { calls / 3 };
         assert!(mixture.calls.get() < total - kept, "{} of {total} calls again", mixture.calls.get());
     }
     // 1,500 image-calls, whatever the number of calls of the schedule: a result, and no call too many. Where

@@ -149,9 +149,10 @@ impl<'a, B: Tensors> Bench<'a, B> {
         self.tensors.copy(run.state())
     }
 
-    /// The same, from memory where another fit was taught on this batch just before.
+    /// The same, from memory where it is there: on the ranking batches, and where another fit was taught on
+    /// this batch just before.
     pub fn goal(&mut self, teacher: &Schedule, index: u64, x_t: &B::Tensor) -> Result<B::Tensor> {
-        if let Some(end) = self.shared.get(&index) {
+        if let Some(end) = self.shared.get(&index).or_else(|| self.ends.get(&index)) {
             return self.tensors.copy(end);
         }
         let end = self.taught(teacher, index, x_t)?;

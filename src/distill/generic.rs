@@ -77,7 +77,7 @@ impl Table {
         let mut before: Vec<f64> = Vec::new();
         for (n, (state, told)) in self.states.iter().zip(&self.told).enumerate() {
             let (sigma, next) = (sigmas[n], sigmas[n + 1]);
-            if sigma <= 1.02 * next {
+            if sigma <= 1.001 * next {
                 return None;
             }
             let told = if n == 0 && !config.fit_start { top } else { level(*told) };

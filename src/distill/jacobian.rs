@@ -102,7 +102,7 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
             let last = first == schedule.nfe();
             if let (Of::Coefficient(age) | Of::Weight(age), true) = (unknown.kind, last) {
                 let g = match unknown.kind {
-                    Of::Coefficient(_) => 1.0,
+                    Of::Coefficient(_) => self.unknowns.unit(*unknown),
                     _ => advance(schedule.sigma(unknown.node), schedule.sigma_end()).1,
                 };
                 let affine = bench.config.sums == Sums::Affine;

@@ -129,7 +129,7 @@ impl Default for Config {
             sigma_min: 0.002,
             sigma_max: 80.0,
             sigma_end: 0.0,
-            trajectories: 84,
+            trajectories: 64,
             held_out: 24,
             teacher: None,
             teacher_nfe: None,

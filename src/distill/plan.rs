@@ -2,14 +2,14 @@
 //! host is told, what the remaining time is reckoned by, and how a budget is met: with less of
 //! everything, never with an error.
 
-use super::optimise;
+use super::{Config, optimise};
 
 /// Trials that a linearisation gets, as a rule.
 const TRIALS: u64 = 5;
 /// A fit of fewer linearisations is not worth its Jacobians.
 const LEAST: usize = 2;
 /// From so many linearisations on, fits from starts of different kinds race.
-pub const WORTH_A_RACE: usize = 6;
+pub const WORTH_A_RACE: usize = 5;
 /// However many trajectories a batch has, a fit takes so many steps.
 const USUAL_LEAST: usize = 8;
 
@@ -30,8 +30,10 @@ pub struct Item {
 /// How a run will go.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Linearisations of each fit.
+    /// Linearisations of the fits.
     pub linearisations: usize,
+    /// From this one on, of those that are fitted, they get one more.
+    pub more: usize,
     /// Held-out batches.
     pub held_out: usize,
     /// Which of the items are fitted: from here on.
@@ -45,20 +47,24 @@ pub struct Plan {
 pub struct Bounds {
     /// Trajectories in a batch.
     pub batch: usize,
-    pub trajectories: usize,
     pub held_out: usize,
     /// Most linearisations of a fit.
-    pub iterations: usize,
+    pub most: usize,
     /// Calls of the held-out teacher.
     pub teacher: u64,
-    /// Held-out distances are measured of so many handcrafted schedules.
+    /// Held-out distances are measured of so many schedules before a fit.
     pub handcrafted: u64,
     /// Batch calls that are left.
     pub calls: Option<u64>,
 }
 
+/// Most linearisations of a fit.
+pub fn most(config: &Config, batch: usize) -> usize {
+    linearisations(config.trajectories, batch).min(config.iterations)
+}
+
 /// Linearisations that so many trajectories make.
-pub fn linearisations(trajectories: usize, batch: usize) -> usize {
+fn linearisations(trajectories: usize, batch: usize) -> usize {
     let mut left = trajectories as i64;
     let mut count = 0;
     while left > 0 {
@@ -86,47 +92,63 @@ pub fn is_looked_at(index: usize, count: usize) -> bool {
 
 impl Plan {
     pub fn of(items: &[Item], bounds: &Bounds) -> Self {
-        let most = linearisations(bounds.trajectories, bounds.batch).min(bounds.iterations);
+        let most = bounds.most;
         let held_out = bounds.held_out.div_ceil(bounds.batch);
         // Fewer steps, then fewer held-out trajectories, then fewer schedules, then no fit.
         let least = LEAST.min(most);
         let few = 8usize.div_ceil(bounds.batch).min(held_out);
-        let steps = (least..=most).rev().map(|steps| (steps, held_out, 0));
-        let held = (few..held_out).rev().map(|held| (least, held, 0));
-        let parts = (1..items.len()).map(|from| (least, few, from));
+        let count = items.len();
+        let steps = (least..=most).rev().flat_map(|steps| {
+            let more = (1..count).filter(move |_| steps < most);
+            more.chain([count]).map(move |more| (steps, more, held_out, 0))
+        });
+        let held = (few..held_out).rev().map(|held| (least, count, held, 0));
+        let parts = (1..count).map(|from| (least, count, few, from));
         // What dropping a few schedules sets free goes into the steps of the others.
-        let again = (1..items.len()).flat_map(|from| (least..=most).rev().map(move |s| (s, held_out, from)));
-        let none = std::iter::once((0, few, items.len().saturating_sub(1)));
+        let again = (1..count).flat_map(|from| (least..=most).rev().map(move |s| (s, count, held_out, from)));
+        let none = std::iter::once((0, count, few, count.saturating_sub(1)));
         let whole = steps.chain(held).chain(again).chain(parts).chain(none);
-        let mut plans = whole.map(|(linearisations, held_out, from)| {
-            let calls = cost(&items[from..], bounds, linearisations, held_out);
-            Self { linearisations, held_out, from, calls }
+        let mut plans = whole.map(|(linearisations, more, held_out, from)| {
+            let mut plan = Self { linearisations, more, held_out, from, calls: 0 };
+            plan.calls = plan.cost(&items[from..], bounds);
+            plan
         });
         let fits = |plan: &Self| bounds.calls.is_none_or(|limit| plan.calls <= limit);
-        plans.find(fits).unwrap_or_else(|| {
-            let from = items.len().saturating_sub(1);
-            Self { linearisations: 0, held_out: few, from, calls: cost(&items[from..], bounds, 0, few) }
-        })
+        let none = || {
+            let from = count.saturating_sub(1);
+            let mut plan = Self { linearisations: 0, more: count, held_out: few, from, calls: 0 };
+            plan.calls = plan.cost(&items[from..], bounds);
+            plan
+        };
+        plans.find(fits).unwrap_or_else(none)
+    }
+
+    /// Linearisations of fit `at`, counted from the first that is made.
+    pub fn linearisations_of(&self, at: usize) -> usize {
+        self.linearisations + usize::from(at >= self.more)
+    }
+
+    fn cost(&self, items: &[Item], bounds: &Bounds) -> u64 {
+        let of = |(at, item)| of_item(item, bounds, self.linearisations_of(at), self.held_out as u64);
+        self.held_out as u64 * bounds.teacher + items.iter().enumerate().map(of).sum::<u64>()
     }
 }
 
-fn cost(items: &[Item], bounds: &Bounds, linearisations: usize, held_out: usize) -> u64 {
-    let held = held_out as u64;
+fn of_item(item: &Item, bounds: &Bounds, linearisations: usize, held: u64) -> u64 {
     let looks = (0..linearisations).filter(|&i| is_looked_at(i, linearisations)).count() as u64;
-    let of = |item: &Item| {
-        let steps: u64 = (0..linearisations).map(|index| step(item, bounds.batch, index)).sum();
-        let raced = if linearisations < WORTH_A_RACE { 0 } else { item.starts + usize::from(item.grown) - 1 };
-        let lost: u64 = (0..=FIRST_LOOK).map(|index| step(item, bounds.batch, index)).sum();
-        let lost = raced as u64 * (lost + held * item.nfe as u64);
-        let gaps = if item.grown && linearisations > 0 { grow(item, bounds.batch) } else { 0 };
-        steps + lost + gaps + held * item.nfe as u64 * (bounds.handcrafted + looks)
-    };
-    held * bounds.teacher + items.iter().map(of).sum::<u64>()
+    let steps: u64 = (0..linearisations).map(|index| step(item, bounds.batch, index)).sum();
+    let raced = if linearisations < WORTH_A_RACE { 0 } else { item.starts + usize::from(item.grown) - 1 };
+    // Those that lose share the teacher's end points.
+    let lost: u64 =
+        (0..=FIRST_LOOK).map(|index| step(&Item { teacher: 0, ..*item }, bounds.batch, index)).sum();
+    let lost = raced as u64 * (lost + held * item.nfe as u64);
+    let gaps = if item.grown && linearisations > 0 { grow(item, bounds.batch) } else { 0 };
+    steps + lost + gaps + held * item.nfe as u64 * (bounds.handcrafted + looks)
 }
 
 /// Calls that find the place of a new node.
 fn grow(item: &Item, batch: usize) -> u64 {
     let n = item.nfe as u64;
     // At each of n gaps, the coefficients of the new prediction.
-    8usize.div_ceil(batch) as u64 * n * (n + n * n / 6)
+    super::run::GROWING.div_ceil(batch) as u64 * n * (n + n * n / 6)
 }

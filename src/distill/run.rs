@@ -17,8 +17,12 @@ use crate::tensor::Tensors;
 
 /// Trajectories that rank the field.
 const RANKING: usize = 8;
+/// Trajectories that tell where a node is missing.
+pub const GROWING: usize = 4;
 /// The best of these on the ranking batches are measured on the held-out ones too.
 const BASELINES: usize = 3;
+/// The method of published solvers, in their records.
+const HANDCRAFTED: &str = "handcrafted";
 /// Fits of one number of calls take their batches from a range of this length.
 const RANGE: u64 = 1024;
 /// Held-out trajectories are few. Of two looks at a fit the later one, which more trajectories were fitted to,
@@ -203,27 +207,28 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         Ok(Entry { nfe, starts, teacher, best, handcrafted, start: None, trace: Vec::new() })
     }
 
+    fn item(&self, at: usize) -> Result<Item> {
+        let (config, entry) = (self.bench.config, &self.entries[at]);
+        let unknowns = Unknowns::of(config, &entry.starts[0].0)?;
+        Ok(Item {
+            nfe: entry.nfe,
+            teacher: entry.teacher.nfe() as u64,
+            jacobian: jacobian::cost(&unknowns, entry.nfe),
+            starts: entry.starts.len(),
+            grown: at > 0,
+        })
+    }
+
     /// The plan for all that has an entry, within the calls that are left; the host hears it.
     fn plan(&mut self) -> Result<Plan> {
         let config = self.bench.config;
-        let item = |(at, entry): (usize, &Entry)| -> Result<Item> {
-            let unknowns = Unknowns::of(config, &entry.starts[0].0)?;
-            Ok(Item {
-                nfe: entry.nfe,
-                teacher: entry.teacher.nfe() as u64,
-                jacobian: jacobian::cost(&unknowns, entry.nfe),
-                starts: entry.starts.len(),
-                grown: at > 0,
-            })
-        };
-        let items: Vec<Item> = self.entries.iter().enumerate().map(item).collect::<Result<_>>()?;
+        let items: Vec<Item> = (0..self.entries.len()).map(|at| self.item(at)).collect::<Result<_>>()?;
         let bounds = Bounds {
             batch: self.bench.batch,
-            trajectories: config.trajectories,
             held_out: config.held_out,
-            iterations: config.iterations,
+            most: plan::most(config, self.bench.batch),
             teacher: items.iter().map(|item| item.teacher).max().unwrap_or(0),
-            handcrafted: BASELINES as u64,
+            handcrafted: BASELINES as u64 + 1,
             calls: self.bench.calls_left()?,
         };
         let plan = Plan::of(&items, &bounds);
@@ -236,16 +241,25 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         Ok(plan)
     }
 
-    /// Measures the best of the field on the held-out batches.
+    /// Measures the best of the field, and the nearest start, on the held-out batches.
     fn compete(&mut self, at: usize, teacher: &Schedule, held: &[u64]) -> Result<()> {
         let entry = &mut self.entries[at];
         self.bench.account.progress.phase = Phase::Rank;
         self.bench.account.progress.nfe = entry.nfe;
-        let top: Vec<&Schedule> = entry.handcrafted.iter().map(|(schedule, _)| schedule).collect();
-        let distances = self.bench.distances(teacher, held, &top, true)?;
-        entry.handcrafted.iter_mut().zip(distances).for_each(|(of, distance)| of.1 = distance);
+        let starts = entry.starts.iter_mut().take(1);
+        for (schedule, distance) in entry.handcrafted.iter_mut().chain(starts) {
+            *distance = self.bench.distances(teacher, held, &[schedule], true)?[0];
+        }
+        let start = entry.starts[0].clone();
+        let is_published = start.0.made_by.as_ref().is_some_and(|by| by.method == HANDCRAFTED);
+        if is_published && !entry.handcrafted.contains(&start) {
+            entry.handcrafted.push(start.clone());
+        }
         entry.handcrafted.sort_by(|a, b| a.1.total_cmp(&b.1));
         entry.best = entry.handcrafted[0].clone();
+        if !is_published && start.1 < entry.best.1 {
+            entry.best = start;
+        }
         Ok(())
     }
 
@@ -273,7 +287,8 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         let (nfe, teacher) = (entry.nfe, entry.teacher.clone());
         let progress = &mut self.bench.account.progress;
         (progress.nfe, progress.distance, progress.handcrafted) = (nfe, entry.best.1, entry.handcrafted[0].1);
-        if plan.linearisations == 0 {
+        let count = plan.linearisations_of(at);
+        if count == 0 {
             return Ok(());
         }
         let starts = entry.starts.clone();
@@ -283,19 +298,17 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
             progress.phase = Phase::Grow;
             let same = self.bench.distances(goal, ranking, &[&below.0], true)?[0];
             if same < starts[0].1
-                && let Some(start) = grow::grown(self.bench, &below.0, goal, ranking[0], RANKING)?
+                && let Some(start) = grow::grown(self.bench, &below.0, goal, ranking[0], GROWING)?
             {
                 racing.push(Runner::new(config, start, below.1)?);
             }
         }
-        let handcrafted = &self.entries[at].handcrafted;
         for (start, distance) in starts {
-            let known = handcrafted.iter().find(|(schedule, _)| *schedule == start);
-            racing.push(Runner::new(config, start, known.map_or(distance, |(_, distance)| *distance))?);
+            racing.push(Runner::new(config, start, distance)?);
         }
-        racing.truncate(if plan.linearisations < plan::WORTH_A_RACE { 1 } else { racing.len() });
+        racing.truncate(if count < plan::WORTH_A_RACE { 1 } else { racing.len() });
         self.bench.account.progress.phase = Phase::Fit;
-        self.race(at, racing, plan.linearisations, held, &teacher, first)
+        self.race(at, racing, count, held, &teacher, first)
     }
 
     /// Linearisation after linearisation, with a look at the held-out batches now and then. At the first look the
@@ -304,14 +317,18 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         &mut self,
         at: usize,
         mut racing: Vec<Runner<'a>>,
-        count: usize,
+        mut count: usize,
         held: &Held,
         teacher: &Schedule,
         first: u64,
     ) -> Result<()> {
         let before = self.entries[at].best.1;
         let mut next = first;
-        for index in 0..count {
+        let mut index = 0;
+        while index < count {
+            if at + 1 == self.entries.len() && index + 1 == count && self.has_room(at, index, held)? {
+                count += 1;
+            }
             let is_looked_at = plan::is_looked_at(index, count);
             let these = next;
             self.bench.share_ends(racing.len() > 1);
@@ -334,8 +351,20 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
             if racing.is_empty() {
                 break;
             }
+            index += 1;
         }
         Ok(())
+    }
+
+    /// Whether, of a limited number of calls, so many are left that the last fit may have a step more after linearisation
+    /// `index`: a plan allows for more trials than most fits make.
+    fn has_room(&mut self, at: usize, index: usize, held: &Held) -> Result<bool> {
+        let (config, batch) = (self.bench.config, self.bench.batch);
+        let Some(left) = self.bench.calls_left()? else { return Ok(false) };
+        let item = self.item(at)?;
+        let both = plan::step(&item, batch, index) + plan::step(&item, batch, index + 1);
+        let look = held.batches.len() as u64 * item.nfe as u64;
+        Ok(index + 1 < plan::most(config, batch) && both + 2 * look <= left)
     }
 
     /// Measures a fit on the held-out batches, and keeps it if it is to be kept.
@@ -404,7 +433,7 @@ fn finished<B: Tensors>(bench: &Bench<B>, entry: Entry) -> Fitted {
     let config = bench.config;
     let (mut schedule, distance) = entry.best;
     let improved = distance < entry.handcrafted[0].1;
-    let word = if improved { "distilled" } else { "handcrafted" };
+    let word = if improved { "distilled" } else { HANDCRAFTED };
     let about = |s: &Schedule| s.made_by.clone().unwrap_or_default();
     let (start, start_distance) = entry.start.as_ref().unwrap_or(&entry.handcrafted[0]);
     let start = about(start);

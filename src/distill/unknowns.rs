@@ -39,15 +39,6 @@ impl Unknown {
     pub fn first_call(self) -> usize {
         self.node + usize::from(matches!(self.kind, Kind::Coefficient(_) | Kind::Weight(_)))
     }
-
-    fn get(self, schedule: &Schedule) -> f64 {
-        match self.kind {
-            Kind::Sigma => schedule.sigma(self.node).ln(),
-            Kind::Told => schedule.model_sigma(self.node).ln(),
-            Kind::Coefficient(age) => schedule.expand(self.node + 1)[1 + self.node - age],
-            Kind::Weight(age) => schedule.nodes()[self.node].weights[age],
-        }
-    }
 }
 
 /// The unknowns of one schedule, and the schedule that they are set in.
@@ -91,9 +82,29 @@ impl<'a> Unknowns<'a> {
 
     fn value(&self, unknown: Unknown) -> f64 {
         match (unknown.kind, &self.states) {
-            (Kind::Coefficient(age), Some(states)) => states[unknown.node + 1][1 + unknown.node - age],
-            _ => unknown.get(&self.template),
+            (Kind::Coefficient(age), Some(states)) => {
+                states[unknown.node + 1][1 + unknown.node - age] / self.unit(unknown)
+            }
+            _ => self.read(unknown, &self.template),
         }
+    }
+
+    /// Its value in a schedule.
+    fn read(&self, Unknown { node, kind }: Unknown, schedule: &Schedule) -> f64 {
+        match kind {
+            Kind::Sigma => schedule.sigma(node).ln(),
+            Kind::Told => schedule.model_sigma(node).ln(),
+            Kind::Coefficient(age) => {
+                schedule.expand(node + 1)[1 + node - age] / self.unit(Unknown { node, kind })
+            }
+            Kind::Weight(age) => schedule.nodes()[node].weights[age],
+        }
+    }
+
+    /// What a state has of predictions in all, at first: coefficients count in it, so they are of the size of weights even
+    /// near the top, where the state is nearly all noise.
+    pub fn unit(&self, unknown: Unknown) -> f64 {
+        1.0 - self.template.sigma(unknown.node + 1) / self.template.sigma_start()
     }
 
     /// The schedule with these values. No noise level leaves the range of the model: what would is set
@@ -116,7 +127,8 @@ impl<'a> Unknowns<'a> {
                 }
                 Kind::Told => told[unknown.node] = value.exp().clamp(config.sigma_min, config.sigma_max),
                 Kind::Coefficient(age) => {
-                    states.as_mut()?[unknown.node + 1][1 + unknown.node - age] = value;
+                    let state = &mut states.as_mut()?[unknown.node + 1];
+                    state[1 + unknown.node - age] = value * self.unit(*unknown);
                 }
                 Kind::Weight(age) => {
                     if config.sums == Sums::Affine {
@@ -171,7 +183,7 @@ impl<'a> Unknowns<'a> {
     /// What [`Unknowns::schedule`] makes of these values.
     pub fn bounded(&self, values: &[f64]) -> Option<Vec<f64>> {
         let schedule = self.schedule(values)?;
-        Some(self.list.iter().map(|unknown| unknown.get(&schedule)).collect())
+        Some(self.list.iter().map(|unknown| self.read(*unknown, &schedule)).collect())
     }
 
     /// The schedule at `values` with one unknown moved by `step` at most, and by how much: backward where
@@ -183,7 +195,7 @@ impl<'a> Unknowns<'a> {
             let mut other = values.to_vec();
             other[at] += h;
             let schedule = self.schedule(&other)?;
-            let moved = here.get(&schedule) - values[at];
+            let moved = self.read(here, &schedule) - values[at];
             (moved.abs() > 0.5 * h.abs()).then_some((schedule, moved))
         });
         tries.next().ok_or_else(|| Error::schedule("two sigmas are the same"))
@@ -281,7 +293,7 @@ mod tests {
             unknowns.nudged(&unknowns.values(), at(&unknowns, 2, Kind::Coefficient(1)), 0.02).unwrap();
         for n in 0..=5 {
             for (j, (a, b)) in before.expand(n).into_iter().zip(after.expand(n)).enumerate() {
-                let wanted = if (n, j) == (3, 2) { moved } else { 0.0 };
+                let wanted = if (n, j) == (3, 2) { moved * (1.0 - before.sigma(3) / 80.0) } else { 0.0 };
                 assert!((b - a - wanted).abs() < 1e-12, "state {n}, entry {j}: {a} {b}");
             }
         }
