@@ -42,11 +42,11 @@ ROWS = {
     "5@10000": (5, 10_000, {}, 1.10),
     "5@20000": (5, 20_000, {"trajectories": 200}, 1.03),
     "8@25000": (8, 25_000, {"trajectories": 120}, 1.10),
-    "3-8@60000": ((3, 8), 60_000, {}, 1.10),
+    "3-8@60000": ((3, 8), 60_000, {"trajectories": 120}, 1.10),
 }
 AGAINST = {5: "5@20000", 8: "8@25000"}  # rows that gradient descent, the field and the old library meet
 LONG = {"trajectories": 1200, "held_out": 256, "iterations": 1000}
-NODE = {"trajectories": 84, "held_out": 24}  # the defaults of the ComfyUI node
+NODE = {"trajectories": 64, "held_out": 24}  # the defaults of the ComfyUI node
 NODE_CALLS, FEW_CALLS = 12_000, 3_600  # image-calls
 AS_GOOD = (8, 32)  # trajectories of the contests that find where the field is as good
 LARGE = 65_536  # elements of the latent that memory is measured with

@@ -3,10 +3,13 @@
     python benches/generic.py
 
 A denoiser is known exactly where the data are a mixture of Gaussians. Each model here has clusters whose
-spectrum falls like that of pictures, classes with guidance, and a share of the variance within a
-cluster; none is a network or data set of the benchmarks. A table says at which noise levels the model is called and
-what each state is made of; a fit to another model scales the levels to its data and starts from
-there. Every table is the best of several fits, on trajectories that none has seen.
+spectrum falls like that of pictures, classes with guidance, and a share of the variance within a cluster;
+none is a network or data set of the benchmarks. A table says at which noise levels the model is called and
+what each state is made of; a fit to another model scales the levels to its data and starts from there.
+Every table is the best of several fits, on trajectories that none has seen.
+
+Not more turns: tables that are nearer to these models, with larger coefficients, are worse starts for others
+(digits, guidance 3, 8 NFE: 0.094 from those of 7 turns, 0.077 from those of 5).
 """
 
 import argparse
@@ -116,7 +119,7 @@ def main():
     parser.add_argument("--out", default=FILE, type=Path, help="file (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default %(default)s)")
     parser.add_argument("--trajectories", type=int, default=320, help="of each fit (default %(default)s)")
-    parser.add_argument("--turns", type=int, default=6, help="fits of each table (default %(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="fits of each table (default %(default)s)")
     args = parser.parse_args()
     started = time.perf_counter()
     best = {}  # (model, NFE): (distance, schedule)

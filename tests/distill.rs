@@ -263,8 +263,10 @@ fn what_may_not_move_does_not() {
 /// Noise levels nearer to one another than the difference step: shorter steps are taken.
 #[test]
 fn close_sigmas_do_not_end_a_run() {
-    let dense = Config { nfe: 12, difference_step: 0.1, iterations: 8, ..config(Process::Flow) };
-    assert!(run(&dense).family[0].improved);
+    let dense = Config { nfe: 12, difference_step: 0.2, iterations: 4, ..config(Process::Flow) };
+    let fitted = run(&dense).family.remove(0);
+    // It was looked at after 1, 2 and 4 linearisations, and with the losers of the race.
+    assert!(fitted.trace.len() >= 3 && fitted.trace.iter().all(|look| look.held_out.is_finite()));
 }
 
 #[test]

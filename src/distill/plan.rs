@@ -80,14 +80,12 @@ pub fn step(item: &Item, batch: usize, index: usize) -> u64 {
     batches * (item.teacher + item.jacobian + (1 + TRIALS) * item.nfe as u64)
 }
 
-/// The linearisation after which a fit is looked at for the first time.
-const FIRST_LOOK: usize = 0;
-
 /// Whether the schedule is measured on the held-out batches after linearisation `index` of `count`: so an
-/// interrupt loses little, and a fit that goes astray does not lose what it had. After 2, 4, 8, and each 16.
+/// interrupt loses little, and a fit that goes astray does not lose what it had. After 1, where
+/// races end, 2, 4, 8, and each 16.
 pub fn is_looked_at(index: usize, count: usize) -> bool {
     let done = index + 1;
-    done == count || done % 16 == 0 || (index >= FIRST_LOOK && done.is_power_of_two())
+    done == count || done.is_power_of_two() || done.is_multiple_of(16)
 }
 
 impl Plan {
@@ -139,8 +137,7 @@ fn of_item(item: &Item, bounds: &Bounds, linearisations: usize, held: u64) -> u6
     let steps: u64 = (0..linearisations).map(|index| step(item, bounds.batch, index)).sum();
     let raced = if linearisations < WORTH_A_RACE { 0 } else { item.starts + usize::from(item.grown) - 1 };
     // Those that lose share the teacher's end points.
-    let lost: u64 =
-        (0..=FIRST_LOOK).map(|index| step(&Item { teacher: 0, ..*item }, bounds.batch, index)).sum();
+    let lost = step(&Item { teacher: 0, ..*item }, bounds.batch, 0);
     let lost = raced as u64 * (lost + held * item.nfe as u64);
     let gaps = if item.grown && linearisations > 0 { grow(item, bounds.batch) } else { 0 };
     steps + lost + gaps + held * item.nfe as u64 * (bounds.handcrafted + looks)

@@ -85,7 +85,7 @@ pub struct Trajectories {
     /// Guidance scale, between the prediction for a class and that for none
     #[arg(long, default_value_t = 1.0)]
     pub guidance: f64,
-    /// Fresh trajectories that each fit gets [default: 84]
+    /// Fresh trajectories that each fit gets [default: 64]
     #[arg(long)]
     pub trajectories: Option<usize>,
     /// Held-out trajectories that decide what is kept [default: 24]

@@ -488,14 +488,14 @@ def distill(
     strongest published field similar runs ended.
 
     `config` (defaults in brackets): process ["ve"], sigma_min [0.002], sigma_max [80], sigma_end [0];
-    trajectories [84], fresh ones for each fit; held_out [24], which decide what is kept; teacher ["deis_3"],
+    trajectories [64], fresh ones for each fit; held_out [24], which decide what is kept; teacher ["deis_3"],
     teacher_nfe [measured; 50 in `compare`], teacher_grid; sums "free" or
     "affine", order, fit_sigmas, fit_start, fit_scales, fit_weights [all true; fit_start False keeps the first
-    sigma at that of x_T]; difference_step [0.02]; iterations [40];
-    starts, schedules that fits may start from beside the published ones, such as those of the checkpoint that this
-    one was tuned from; max_calls (batch calls, all included) and max_seconds, which the plan keeps within; checkpoint, a file
-    from which a run that was killed, or had fewer calls, goes on to what one run would have found;
-    made_for and seeds, which the schedules will say.
+    sigma at that of x_T]; difference_step [0.02]; iterations [40]; starts, schedules that fits may start
+    from beside the published ones, such as those of the checkpoint that this one was tuned from; max_calls
+    (batch calls, all included) and max_seconds, which the plan keeps within; checkpoint, a file from which a
+    run that was killed, or had fewer calls, goes on to what one run would have found; made_for and seeds,
+    which the schedules will say.
 
     `ranks`: `lmsd.distributed.Ranks()`, where several processes share the run.
 
