@@ -231,7 +231,7 @@ class Bench:
 
     def memory(self):
         """Memory does not grow with the number of trajectories."""
-        nfe, held_out, width = 5, 24, 12  # trajectories of a linearisation
+        nfe, held_out, width = 5, 24, 8  # trajectories of a linearisation
         tensor = BATCH * LARGE * 4 / 2**20
         unknowns = 2 * nfe + nfe * (nfe + 1) // 2
         formula = (width // BATCH * (unknowns + 3) + held_out // BATCH + 2 * nfe) * tensor

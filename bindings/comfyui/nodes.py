@@ -194,7 +194,7 @@ def distil_inputs() -> dict:
         "trajectories": (
             "INT",
             {
-                "default": 84,
+                "default": 64,
                 "min": 1,
                 "max": 4096,
                 "tooltip": "Fresh trajectories of each fit: images, each used once. 24 others decide what is "

@@ -160,6 +160,12 @@ impl Config {
         Ok(config)
     }
 
+    /// Sets `starts`.
+    pub fn start_from(&mut self, schedules: &[Schedule]) {
+        let value = |schedule: &Schedule| serde_json::from_str(&schedule.to_json());
+        self.starts = schedules.iter().map(|s| value(s).expect("what the library writes is JSON")).collect();
+    }
+
     /// The schedules of `nfe` calls that the caller has a fit start from, for this process and these levels.
     pub(crate) fn given(&self, nfe: usize) -> Result<Vec<Schedule>> {
         let read = |(at, start): (usize, &serde_json::Value)| {

@@ -268,3 +268,23 @@ def test_more_calls_go_on_from_the_checkpoint_to_what_one_run_finds(tmp_path):
     assert found.schedules[4].made_by["distance"] == fresh.schedules[4].made_by["distance"]
     again, third = run(checkpoint=checkpoint)
     assert third == 0 and again.schedules[4].to_dict()["nodes"] == found.schedules[4].to_dict()["nodes"]
+
+
+def test_a_schedule_of_the_callers_is_a_start_and_no_worse_for_a_few_calls(small_batches):
+    options = {"nfe": 4, "sigma_end": 0.002, "progress": False}
+    network = small_batches
+    whole = lmsd.distill(network.model, network.begin, network.like, **options, trajectories=96)
+    own = whole.schedules[4]
+    # the ranking and the held-out part, and no fit
+    few = {**options, "iterations": 1, "trajectories": 4, "starts": [own, lmsd.solve(solver="euler", nfe=7)]}
+    found = lmsd.distill(network.model, network.begin, network.like, **{**few, "starts": [own]})
+    assert found.report["image_calls"] < whole.report["image_calls"] / 2
+    own_distance = own.made_by["distance"]
+    assert found.schedules[4].made_by["distance"] <= own_distance * (1 + 1e-9)
+    with pytest.raises(lmsd.Error, match="schedule 1 of starts: its process and noise levels"):
+        lmsd.distill(network.model, network.begin, network.like, **few)
+    for wrong, words in [({"nodes": []}, "schedule 0 of starts"), ("x", "schedule 0 of starts")]:
+        with pytest.raises(lmsd.Error, match=words):
+            lmsd.distill(network.model, network.begin, network.like, **{**few, "starts": [wrong]})
+    with pytest.raises(lmsd.Error, match="the number of starts is 65; it must be 0 to 64"):
+        lmsd.distill(network.model, network.begin, network.like, **{**few, "starts": [own] * 65})

@@ -121,6 +121,9 @@ pub struct Distill {
     /// Most linearisations for each NFE [default: 40]
     #[arg(long)]
     pub iterations: Option<usize>,
+    /// Schedules that fits may start from beside the published ones
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub starts: Vec<PathBuf>,
     /// Plan for so many batch calls, all included
     #[arg(long)]
     pub max_calls: Option<u64>,

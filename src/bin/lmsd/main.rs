@@ -149,6 +149,9 @@ fn distill(options: &Distill) -> Result<ExitCode> {
     config.order = options.order;
     config.difference_step = options.difference_step.unwrap_or(config.difference_step);
     config.iterations = options.iterations.unwrap_or(config.iterations);
+    let starts: Vec<Schedule> =
+        options.starts.iter().map(|file| Schedule::load(file)).collect::<Result<_>>()?;
+    config.start_from(&starts);
     config.max_calls = options.max_calls;
     config.max_seconds = options.max_seconds;
 

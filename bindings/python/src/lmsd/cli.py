@@ -213,6 +213,7 @@ def distil_on(args, ranks) -> int:
     writes = ranks is None or ranks.rank == 0
     for name in ("sums", "order", "difference_step", "iterations", "max_calls", "max_seconds"):
         config[name] = getattr(args, name)
+    config["starts"] = [lmsd.Schedule.load(file) for file in args.starts]
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = Path(args.checkpoint or out / "checkpoint.jsonl")
@@ -460,6 +461,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--order", type=int, help="most weights a node may have (default: all history)")
     p.add_argument("--difference-step", type=float, help="forward difference of the fit (default 0.02)")
     p.add_argument("--iterations", type=int, help="most linearisations for each NFE (default 40)")
+    p.add_argument(
+        "--starts",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="schedules that fits may start from beside the published ones",
+    )
     p.add_argument(
         "--max-calls",
         type=int,
