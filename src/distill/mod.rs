@@ -287,15 +287,14 @@ pub struct Progress {
     pub gain_expected: f64,
 }
 
-/// What runs on the networks of this repository have gained on the strongest published field: the
-/// geometric mean.
+/// What runs on the networks of this repository have gained on the strongest published field.
 fn usual_gain(nfe: usize) -> f64 {
     match nfe {
-        0..=3 => 1.3,
-        4 => 1.5,
-        5 => 1.8,
-        6 => 2.1,
-        _ => 2.4,
+        0..=3 => 1.2,
+        4 => 1.6,
+        5 => 2.3,
+        6 => 2.6,
+        _ => 3.0,
     }
 }
 

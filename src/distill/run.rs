@@ -258,7 +258,8 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         entry.handcrafted.sort_by(|a, b| a.1.total_cmp(&b.1));
         entry.best = entry.handcrafted[0].clone();
         if !is_published && start.1 < entry.best.1 {
-            entry.best = start;
+            entry.best = start.clone();
+            entry.start = Some(start);
         }
         Ok(())
     }
