@@ -89,7 +89,8 @@ def held_out_labels(size):
 def test_the_scheduler_samples_what_was_fitted(kind, guidance):
     pipe = quiet(digits_pipeline(kind, shift=2.0))
     with unchanged(pipe):
-        found = distill(pipe, LABELS, nfe=4, guidance_scale=guidance, progress=False, **QUICK)
+        options = QUICK | {"trajectories": 24}
+        found = distill(pipe, LABELS, nfe=4, guidance_scale=guidance, progress=False, **options)
     schedule = found.schedules[4]
     assert schedule.made_by["distance"] < schedule.made_by["handcrafted"][0]["distance"]
     arguments = {"class_labels": held_out_labels(8), "guidance_scale": guidance}

@@ -81,7 +81,7 @@ def test_the_pipeline_samples_what_lmsd_samples(pipe, use, schedule, guidance):
     x_t = latents * (1 + schedule.sigma_start**2) ** 0.5
     expected = lmsd.sample(schedule, x_t, denoiser(pipe, TEN, guidance))
     found = pipe(TEN, guidance_scale=guidance, num_inference_steps=schedule.nfe, latents=latents)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
     assert (
         found == pipe(TEN, guidance_scale=guidance, num_inference_steps=schedule.nfe, latents=latents)
     ).all()
