@@ -739,8 +739,8 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  * `nfe` in one run), `"process"`, `"sigma_min"`, `"sigma_max"`, `"sigma_end"`, `"trajectories"`,
  * `"held_out"`, `"teacher"`, `"teacher_nfe"`, `"teacher_grid"`, `"sums"` (`"free"` or `"affine"`),
  * `"order"`, `"fit_sigmas"`, `"fit_start"`, `"fit_scales"`, `"fit_weights"`, `"difference_step"`, `"iterations"`,
- * `"starts"` (schedules that fits may start from beside the published ones, 64 at most), `"max_calls"`,
- * `"max_seconds"`, `"checkpoint"` (a file; a run that was killed resumes from it to
+ * `"starts"` (an array of at most 64 schedules, each an object as in its file and for this process, sigma_max
+ * and sigma_end, that fits may start from beside the published ones), `"max_calls"`, `"max_seconds"`, `"checkpoint"` (a file; a run that was killed resumes from it to
  * the same result), `"made_for"`, `"seeds"`.
  *
  * The result holds one schedule for each NFE. One that does not beat every handcrafted solver on

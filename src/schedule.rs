@@ -506,6 +506,14 @@ pub fn advance(sigma: f64, next: f64) -> (f64, f64) {
     (next / sigma, if g == 0.0 { 1.0 } else { g })
 }
 
+/// The weights of the row that leads from one state to the next, newest prediction first: what [`Schedule::expand`]
+/// undoes. Both states are coefficients of the predictions [D_0, D_1, ...], the noise is not among them.
+pub(crate) fn weights_between(before: &[f64], after: &[f64], sigma: f64, next: f64) -> Vec<f64> {
+    let (r, g) = advance(sigma, next);
+    let kept = |j: usize| before.get(j).map_or(0.0, |c| r * c);
+    after.iter().enumerate().rev().map(|(j, c)| (c - kept(j)) / g).collect()
+}
+
 /// Refuses a text that is too long to be a schedule.
 pub(crate) fn check_length(bytes: u64) -> Result<()> {
     if bytes <= MAX_FILE_BYTES {

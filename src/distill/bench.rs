@@ -30,9 +30,8 @@ pub struct Bench<'a, B: Tensors> {
     pub batch: usize,
     /// The teacher's end points of the batches that decide: as many as `held_out`, and the ranking's.
     ends: HashMap<u64, B::Tensor>,
-    /// Those of the batches that several fits are in work on.
-    shared: HashMap<u64, B::Tensor>,
-    sharing: bool,
+    /// Those of the batches that several fits are in work on, while they are.
+    shared: Option<HashMap<u64, B::Tensor>>,
 }
 
 impl<'a, B: Tensors> Bench<'a, B> {
@@ -69,21 +68,8 @@ impl<'a, B: Tensors> Bench<'a, B> {
             Part::Stop(_) => HashSet::new(),
         };
         let account = Account::new(config, ranks.count, batch);
-        let (ends, shared, sharing) = (HashMap::new(), HashMap::new(), false);
-        Ok(Self {
-            tensors,
-            like,
-            problem,
-            config,
-            account,
-            ranks,
-            journal,
-            known,
-            batch,
-            ends,
-            shared,
-            sharing,
-        })
+        let (ends, shared) = (HashMap::new(), None);
+        Ok(Self { tensors, like, problem, config, account, ranks, journal, known, batch, ends, shared })
     }
 
     /// How many batches have so many trajectories, or somewhat more.
@@ -152,21 +138,21 @@ impl<'a, B: Tensors> Bench<'a, B> {
     /// The same, from memory where it is there: on the ranking batches, and where another fit was taught on
     /// this batch just before.
     pub fn goal(&mut self, teacher: &Schedule, index: u64, x_t: &B::Tensor) -> Result<B::Tensor> {
-        if let Some(end) = self.shared.get(&index).or_else(|| self.ends.get(&index)) {
+        let shared = self.shared.as_ref().and_then(|shared| shared.get(&index));
+        if let Some(end) = shared.or_else(|| self.ends.get(&index)) {
             return self.tensors.copy(end);
         }
         let end = self.taught(teacher, index, x_t)?;
-        if self.sharing {
-            self.shared.insert(index, self.tensors.copy(&end)?);
+        if let Some(shared) = &mut self.shared {
+            shared.insert(index, self.tensors.copy(&end)?);
         }
         Ok(end)
     }
 
-    /// Whether the teacher's end points of the next linearisation are kept for others on the same batches. Those so
-    /// far are let go.
+    /// Whether the teacher's end points of the next linearisation are kept for others on the same
+    /// batches. Those so far are let go.
     pub fn share_ends(&mut self, sharing: bool) {
-        self.sharing = sharing;
-        self.shared.clear();
+        self.shared = sharing.then(HashMap::new);
     }
 
     pub fn difference(&self, a: &B::Tensor, b: &B::Tensor) -> Result<B::Tensor> {

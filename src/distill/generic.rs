@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::unknowns::padded;
 use super::{Config, Sums};
-use crate::schedule::{MadeBy, Node, Process, Schedule, advance};
+use crate::schedule::{MadeBy, Node, Process, Schedule, weights_between};
 
 /// Standard deviation of the exact models' data.
 const DEVIATION: f64 = 0.5;
@@ -84,9 +84,7 @@ impl Table {
             let told = if config.fit_scales { told.clamp(config.sigma_min, top) } else { sigma };
             let alpha = if flow { 1.0 - next } else { 1.0 };
             let state: Vec<f64> = state.iter().map(|c| alpha * c).collect();
-            let (r, g) = advance(sigma, next);
-            let weight = |age: usize| (state[n - age] - before.get(n - age).map_or(0.0, |c| r * c)) / g;
-            let mut weights: Vec<f64> = (0..=n).map(weight).collect();
+            let mut weights = weights_between(&before, &state, sigma, next);
             if config.sums == Sums::Affine {
                 weights[0] = 1.0 - weights[1..].iter().sum::<f64>();
             }

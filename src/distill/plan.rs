@@ -104,21 +104,14 @@ impl Plan {
         let parts = (1..count).map(|from| (least, count, few, from));
         // What dropping a few schedules sets free goes into the steps of the others.
         let again = (1..count).flat_map(|from| (least..=most).rev().map(move |s| (s, count, held_out, from)));
-        let none = std::iter::once((0, count, few, count.saturating_sub(1)));
-        let whole = steps.chain(held).chain(again).chain(parts).chain(none);
-        let mut plans = whole.map(|(linearisations, more, held_out, from)| {
+        let made = |(linearisations, more, held_out, from)| {
             let mut plan = Self { linearisations, more, held_out, from, calls: 0 };
             plan.calls = plan.cost(&items[from..], bounds);
             plan
-        });
-        let fits = |plan: &Self| bounds.calls.is_none_or(|limit| plan.calls <= limit);
-        let none = || {
-            let from = count.saturating_sub(1);
-            let mut plan = Self { linearisations: 0, more: count, held_out: few, from, calls: 0 };
-            plan.calls = plan.cost(&items[from..], bounds);
-            plan
         };
-        plans.find(fits).unwrap_or_else(none)
+        let mut plans = steps.chain(held).chain(again).chain(parts).map(made);
+        let fits = |plan: &Self| bounds.calls.is_none_or(|limit| plan.calls <= limit);
+        plans.find(fits).unwrap_or_else(|| made((0, count, few, count.saturating_sub(1))))
     }
 
     /// Linearisations of fit `at`, counted from the first that is made.

@@ -44,7 +44,7 @@ struct Entry {
     best: (Schedule, f64),
     /// Held-out distances of handcrafted solvers, best first; on the ranking batches until then.
     handcrafted: Vec<(Schedule, f64)>,
-    /// What the fit started from, with its distance: on the held-out batches where it is known there.
+    /// What the best started from, with its distance: on the held-out batches where it is known there.
     start: Option<(Schedule, f64)>,
     trace: Vec<Trace>,
 }
@@ -249,10 +249,11 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         let entry = &mut self.entries[at];
         self.bench.account.progress.phase = Phase::Rank;
         self.bench.account.progress.nfe = entry.nfe;
-        let starts = entry.starts.iter_mut().take(1);
-        for (schedule, distance) in entry.handcrafted.iter_mut().chain(starts) {
-            *distance = self.bench.distances(teacher, held, &[schedule], true)?[0];
-        }
+        let all = entry.handcrafted.iter().chain(entry.starts.first());
+        let schedules: Vec<&Schedule> = all.map(|(schedule, _)| schedule).collect();
+        let distances = self.bench.distances(teacher, held, &schedules, true)?;
+        let all = entry.handcrafted.iter_mut().chain(entry.starts.first_mut());
+        all.zip(distances).for_each(|(of, distance)| of.1 = distance);
         let start = entry.starts[0].clone();
         let is_published = start.0.made_by.as_ref().is_some_and(|by| by.method == HANDCRAFTED);
         if is_published && !entry.handcrafted.contains(&start) {
@@ -315,8 +316,8 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         self.race(at, racing, count, held, &teacher, first)
     }
 
-    /// Linearisation after linearisation, with a look at the held-out batches now and then. At the first look the
-    /// nearest of several fits goes on alone. All of them are fitted to the same batches.
+    /// Linearisation after linearisation, with a look at the held-out batches now and then. At the first
+    /// look the nearest of several fits goes on alone. All of them are fitted to the same batches.
     fn race(
         &mut self,
         at: usize,
@@ -351,7 +352,6 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
                 racing.retain(|runner| runner.last <= CLEARLY_NEARER * best);
                 racing.truncate(1);
             }
-            self.entries[at].start = racing.first().map(|runner| runner.start.clone());
             racing.retain(|runner| !runner.ended);
             if racing.is_empty() {
                 break;
@@ -361,8 +361,8 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         Ok(())
     }
 
-    /// Whether, of a limited number of calls, so many are left that the last fit may have a step more after linearisation
-    /// `index`: a plan allows for more trials than most fits make.
+    /// Whether, of a limited number of calls, so many are left that the last fit may have a step more after
+    /// linearisation `index`: a plan allows for more trials than most fits make.
     fn has_room(&mut self, at: usize, index: usize, held: &Held) -> Result<bool> {
         let (config, batch) = (self.bench.config, self.bench.batch);
         let Some(left) = self.bench.calls_left()? else { return Ok(false) };
@@ -392,6 +392,7 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         if distance < best && distance <= CLEARLY_WORSE * runner.least {
             runner.kept = true;
             entry.best = (schedule, distance);
+            entry.start = Some(runner.start.clone());
             self.bench.account.progress.distance = distance;
         }
         Ok(())

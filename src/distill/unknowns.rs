@@ -3,7 +3,7 @@
 
 use super::{Config, Sums};
 use crate::error::{Error, Result};
-use crate::schedule::{Node, Schedule, advance};
+use crate::schedule::{Node, Schedule, weights_between};
 
 /// Neighbouring noise levels stay this far apart, as a ratio, or half as far, by their logarithm, as they
 /// were at first: two nodes that meet are a finite difference with huge weights, out of which no fit finds back.
@@ -168,12 +168,8 @@ impl<'a> Unknowns<'a> {
             if same(nodes, n) && same(nodes, n + 1) {
                 continue;
             }
-            let (r, g) = advance(nodes[n].sigma, sigma(nodes, n + 1));
-            let weights = (0..nodes[n].weights.len()).map(|age| {
-                let kept = states[n].get(1 + n - age).map_or(0.0, |v| r * v);
-                (states[n + 1][1 + n - age] - kept) / g
-            });
-            nodes[n].weights = weights.collect();
+            let (level, next) = (nodes[n].sigma, sigma(nodes, n + 1));
+            nodes[n].weights = weights_between(&states[n][1..], &states[n + 1][1..], level, next);
             if self.config.sums == Sums::Affine {
                 nodes[n].weights[0] = 1.0 - nodes[n].weights[1..].iter().sum::<f64>();
             }
