@@ -469,12 +469,30 @@ void lmsd_string_free(char *text);
 /**
  * Makes the schedule of a published solver on a grid of noise levels.
  *
- * `options`: a JSON object, all fields optional: `"solver"` (see `lmsd_solvers`), `"nfe"`,
- * `"grid"` (`{"kind": "karras", "rho": 7}`, `log`, `linear`, `flow` with `shift`, `list` with
- * `sigmas`), `"process"` (`"ve"` or `"flow"`), `"sigma_min"`, `"sigma_max"`, `"sigma_end"`,
- * `"sigma_start"` (noise level of the x_T that the host will hand in; default `sigma_max`),
- * `"jump_to_zero"`, `"lower_order_final"`, `"afs"` (analytical first step: one grid step more,
- * without a model call; solvers of one call a step).
+ * `options`: a JSON object, all fields optional:
+ * - "solver" (string; a name of lmsd_solvers; default: "dpmpp_2m"): The published solver.
+ * - "grid" (grid; default: karras with rho 7, for flow the flow grid with shift 1): How noise levels are
+ *   spread: {"kind": "karras", "rho": 7} (uniform in sigma^(1/rho)), {"kind": "log"}, {"kind": "linear"},
+ *   {"kind": "flow", "shift": 1} (sigma = shift t / (1 + (shift - 1) t), uniform in t), or {"kind": "list",
+ *   "sigmas": [...]}, the nfe + 1 levels from the first node to the end.
+ * - "nfe" (integer; model calls; 1 to 1000; default: 8): Model calls.
+ * - "process" (string; "ve" or "flow"; default: "ve"): How noise is added: "ve" is x = x0 + sigma n, "flow"
+ *   is x = (1 - sigma) x0 + sigma n.
+ * - "sigma_min" (number; noise level; 1e-9 to below sigma_max; default: 0.002): The last noise level before
+ *   0, where the grid needs one.
+ * - "sigma_max" (number; noise level; 1e-9 to 1e6, for flow at most 1; default: 80, for flow 1): Noise level
+ *   of the first node.
+ * - "sigma_end" (number; noise level; 0, or 1e-9 to below sigma_max; default: 0): Noise level of the result.
+ * - "sigma_start" (number; noise level; sigma_max to 1e6, for flow at most 1; default: sigma_max): Noise
+ *   level of the x_T that the host hands in.
+ * - "jump_to_zero" (boolean; default: false): With `sigma_end` 0, on grids that have a level at `sigma_min`:
+ *   the step that would end there ends at 0, with the same weights, and no call is spent at `sigma_min`.
+ * - "lower_order_final" (boolean; default: true): Multistep methods in log-SNR (dpmpp, deis, res, unipc)
+ *   have at most the order that steps are left; ipndm takes a step to 0 at first order. The others do not
+ *   heed it.
+ * - "afs" (boolean; default: false): Analytical first step (arXiv 2210.05475), for solvers of one call a
+ *   step: the grid has nfe + 1 steps, and the first of them calls no model but takes D = 0, pure noise. So
+ *   the schedule starts at the grid's second level.
  *
  * # Safety
  * `options` is a NUL-terminated string, `out` writable.
@@ -581,14 +599,28 @@ lmsd_status lmsd_schedule_check(const struct lmsd_schedule *schedule, const char
 void lmsd_schedule_free(struct lmsd_schedule *schedule);
 
 /**
- * The published solvers as a JSON array of `{"name", "about", "stages", "competes"}` (`stages`:
- * model calls a step; `competes`: false for another name of one before it), to be freed with
- * `lmsd_string_free`.
+ * The published solvers as a JSON array of objects, to be freed with `lmsd_string_free`: `"name"`, `"about"`,
+ * `"arxiv"` (where it was published), `"order"` (of a whole run), `"competes"` (false for another name of one
+ * before it), and the numbers of model calls up to 50 that it can have: `"nfes"` where the last step ends at
+ * 0, `"nfes_above_zero"` where it ends above.
  *
  * # Safety
  * `out` is writable.
  */
 lmsd_status lmsd_solvers(char **out);
+
+/**
+ * Every option that a call takes as JSON, to be freed with `lmsd_string_free`: an object with a list for each
+ * of `"solve"`, `"distill"`, `"compare"` and `"rivals"`. An option is an object of `"name"`, `"type"`,
+ * `"default"` (null where it depends on others), `"default_text"`, `"range"` (in words), `"unit"`, `"about"`,
+ * and `"values"` where it is one of a few words. Types: `"integer"`, `"number"`, `"boolean"`, `"string"`,
+ * `"path"`, `"object"`, `"grid"` (an object with `"kind"`), `"grids"` (arrays of noise levels) and
+ * `"schedules"` (objects as in their files).
+ *
+ * # Safety
+ * `out` is writable.
+ */
+lmsd_status lmsd_options(char **out);
 
 /**
  * The field of published solvers that a distilled schedule must beat, as a JSON array of schedules
@@ -597,18 +629,25 @@ lmsd_status lmsd_solvers(char **out);
  * 0, from sigma 8".
  *
  * `options`: a JSON object, all fields optional:
- * - `"nfe"`: model calls, 1 to 100, default 5. Solvers of two calls a step are in where it fits.
- * - `"field"`: `"published"`, every solver as hosts' own options have it, on the grids karras
- *   rho=7 and log (flow: shift 1 and `"shift"`), each with and without a call at `"sigma_min"`
- *   where the end is 0; or `"strongest"`, the default, in which those come first and more
- *   follow: karras rho 3, 5 and 10 (flow: shifts 2 and 3), full order to the end, first nodes at
- *   0.5, 0.25, 0.1, 0.05 and 0.025 of `"sigma_max"` (flow: 0.97, 0.93, 0.85 and 0.75), the
- *   analytical first step (arXiv 2210.05475), and every solver of one call a step on the grids
- *   of `"extra"`.
- * - `"process"` (`"ve"`, the default, or `"flow"`), `"sigma_min"` (default 0.002), `"sigma_max"`
- *   (default 80, flow 1), `"sigma_end"` (default 0), `"shift"` (of a flow model): the model's.
- * - `"extra"`: grids, each a list of the nfe + 1 sigmas from the first node, at most
- *   `"sigma_max"`, to `"sigma_end"`; such as those of GITS (arXiv 2405.11326).
+ * - "nfe" (integer; model calls; 1 to 100; default: 5): Model calls. Solvers of two calls a step are in
+ *   where it fits.
+ * - "field" (string; "published" or "strongest"; default: "strongest"): "published": every solver as hosts'
+ *   own options have it, on the grids karras with rho 7 and log (for flow with shift 1 and with `shift`),
+ *   each with and without a call at `sigma_min` where the end is 0. "strongest": those first, then karras
+ *   with rho 3, 5 and 10 (flow: shifts 2 and 3), full order to the end, first nodes at 0.5, 0.25, 0.1, 0.05
+ *   and 0.025 of `sigma_max` (flow: 0.97, 0.93, 0.85 and 0.75), the analytical first step (arXiv
+ *   2210.05475), and every solver of one call a step on the grids of `extra`. About 80 and 1100 schedules at
+ *   5 NFE.
+ * - "process" (string; "ve" or "flow"; default: "ve"): How noise is added: "ve" is x = x0 + sigma n, "flow"
+ *   is x = (1 - sigma) x0 + sigma n.
+ * - "sigma_min" (number; noise level; above 0, below sigma_max; default: 0.002): Smallest noise level that
+ *   the model knows.
+ * - "sigma_max" (number; noise level; above sigma_min, for flow at most 1; default: 80, for flow 1): Noise
+ *   level of x_T.
+ * - "sigma_end" (number; noise level; 0, or below sigma_max; default: 0): Noise level of the result.
+ * - "shift" (number; time shift; 1e-3 to 1e3; default: 1): Time shift of a flow model.
+ * - "extra" (grids; default: none): Grids beside the published ones, each the nfe + 1 noise levels from the
+ *   first node, at most `sigma_max`, to `sigma_end`; such as those of GITS (arXiv 2405.11326).
  *
  * `LMSD_STATUS_INVALID_ARGUMENT` names the value that is out of range.
  *
@@ -735,13 +774,56 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
 /**
  * Distils schedules for the model of `problem`, by forward calls only.
  *
- * `options`: a JSON object, all fields optional: `"nfe"`, `"nfe_from"` (a family from there to
- * `nfe` in one run), `"process"`, `"sigma_min"`, `"sigma_max"`, `"sigma_end"`, `"trajectories"`,
- * `"held_out"`, `"teacher"`, `"teacher_nfe"`, `"teacher_grid"`, `"sums"` (`"free"` or `"affine"`),
- * `"order"`, `"fit_sigmas"`, `"fit_start"`, `"fit_scales"`, `"fit_weights"`, `"difference_step"`, `"iterations"`,
- * `"starts"` (an array of at most 64 schedules, each an object as in its file and for this process, sigma_max
- * and sigma_end, that fits may start from beside the published ones), `"max_calls"`, `"max_seconds"`, `"checkpoint"` (a file; a run that was killed resumes from it to
- * the same result), `"made_for"`, `"seeds"`.
+ * `options`: a JSON object, all fields optional:
+ * - "nfe" (integer; model calls; 1 to 50; default: 5): Model calls of the schedule; of the largest one where
+ *   a family is wanted.
+ * - "nfe_from" (integer; model calls; 1 to 50; default: nfe, which is no family): Model calls of the
+ *   smallest schedule of a family, at most `nfe`.
+ * - "process" (string; "ve" or "flow"; default: "ve"): How noise is added: "ve" is x = x0 + sigma n, "flow"
+ *   is x = (1 - sigma) x0 + sigma n.
+ * - "sigma_min" (number; noise level; above 0, below sigma_max; default: 0.002): Smallest noise level that
+ *   the model knows.
+ * - "sigma_max" (number; noise level; above sigma_min, for flow at most 1; default: 80): Largest noise level
+ *   that the model knows, and that of x_T.
+ * - "sigma_end" (number; noise level; 0 to sigma_min; default: 0): Noise level of the result: 0, or usually
+ *   `sigma_min`.
+ * - "trajectories" (integer; trajectories; 1 to 1048576; default: 64): Fresh trajectories that each fit
+ *   gets, 4 or 8 at a time, rounded up to whole batches of the host's size. A batch of more than 16 makes
+ *   fits dearer than they need to be: they want eight steps at least.
+ * - "held_out" (integer; trajectories; 1 to 1048576; default: 24): Trajectories that no fit sees and that
+ *   decide what is kept, rounded up to whole batches; in a comparison those that it is made on.
+ * - "teacher" (string; a name of lmsd_solvers; default: deis_3): The published solver that is the teacher,
+ *   on a fine grid.
+ * - "teacher_nfe" (integer; model calls; 1 to 1000; default: measured, so that its own error is at most a
+ *   tenth of the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
+ * - "teacher_grid" (grid; default: karras with rho 7, for flow uniform in t): The teacher's grid of noise
+ *   levels.
+ * - "weight_sums" (string; "free" or "affine"; default: "free"): Whether the weights of a node may have any
+ *   sum, which fits better, or must sum to 1 as in every published data-prediction method.
+ * - "order" (integer; weights; 1 to 50; default: all of its history): Most weights that a node may have.
+ * - "fit_sigmas" (boolean; default: true): Whether noise levels may move.
+ * - "fit_start" (boolean; default: true): Whether the first noise level may move below that of x_T. Not for
+ *   hosts that hand x_T to the model as it is, such as flow pipelines.
+ * - "fit_scales" (boolean; default: true): Whether time scaling factors may move.
+ * - "fit_weights" (boolean; default: true): Whether weights may move.
+ * - "difference_step" (number; 1e-5 to 0.2; default: 0.02): Forward difference in log sigma, log scale and
+ *   weights. Hosts that snap sigma to a table, or that compute in half precision, need 0.01 or more.
+ * - "iterations" (integer; linearisations; 1 to 10000; default: 40): Most linearisations for each NFE.
+ * - "starts" (schedules; at most 64; default: none): Schedules that fits may start from beside the published
+ *   ones, each at its own number of calls and for this process, sigma_max and sigma_end; such as those of
+ *   the checkpoint that this one was tuned from.
+ * - "max_calls" (integer; calls of a batch; 0 and more; default: no limit): Batch calls of the model that
+ *   the run may make, all included, of all ranks together. The plan keeps within them by fewer steps, fewer
+ *   held-out trajectories and fewer NFEs.
+ * - "max_seconds" (number; seconds; above 0; default: no limit): Seconds that the run may take, kept within
+ *   likewise at the speed of the first calls.
+ * - "checkpoint" (path; default: none: a run that is killed is lost): File for the run's measurements. Where
+ *   it exists already the run resumes from it, on as many ranks as one likes. Only rank 0 reads and writes
+ *   it.
+ * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
+ *   `model_hash`, `guidance_scale`, `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
+ * - "seeds" (string; default: none): The host's name for its noise and its conditions, copied into the
+ *   schedules. A checkpoint made with another one is refused.
  *
  * The result holds one schedule for each NFE. One that does not beat every handcrafted solver on
  * held-out trajectories is replaced by the best of those and says so (`"improved": false`).
@@ -791,7 +873,28 @@ void lmsd_distilled_free(struct lmsd_distilled *distilled);
 
 /**
  * Mean Euclidean distances of `count` schedules to the teacher's end points, over `"held_out"`
- * trajectories that no distillation sees (batches from 2^21). `options` as in `lmsd_distill`.
+ * trajectories that no distillation sees (batches from 2^21).
+ *
+ * `options`: a JSON object, all fields optional; those of `lmsd_distill` that are not among them are taken and
+ * change nothing:
+ * - "process" (string; "ve" or "flow"; default: "ve"): How noise is added: "ve" is x = x0 + sigma n, "flow"
+ *   is x = (1 - sigma) x0 + sigma n.
+ * - "sigma_min" (number; noise level; above 0, below sigma_max; default: 0.002): Smallest noise level that
+ *   the model knows.
+ * - "sigma_max" (number; noise level; above sigma_min, for flow at most 1; default: 80): Largest noise level
+ *   that the model knows, and that of x_T.
+ * - "sigma_end" (number; noise level; 0 to sigma_min; default: 0): Noise level of the result: 0, or usually
+ *   `sigma_min`.
+ * - "held_out" (integer; trajectories; 1 to 1048576; default: 24): Trajectories that no fit sees and that
+ *   decide what is kept, rounded up to whole batches; in a comparison those that it is made on.
+ * - "teacher" (string; a name of lmsd_solvers; default: deis_3): The published solver that is the teacher,
+ *   on a fine grid.
+ * - "teacher_nfe" (integer; model calls; 1 to 1000; default: measured, so that its own error is at most a
+ *   tenth of the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
+ * - "teacher_grid" (grid; default: karras with rho 7, for flow uniform in t): The teacher's grid of noise
+ *   levels.
+ * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
+ *   `model_hash`, `guidance_scale`, `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
  *
  * # Safety
  * As in `lmsd_distill`; `schedules` and `distances` have `count` entries.

@@ -13,7 +13,7 @@ use std::ptr;
 
 use crate::distill::{self, Config, Distilled, Problem, Progress};
 use crate::error::{Error, Result, Status};
-use crate::field::{self, Field, Levels};
+use crate::field::Rivals;
 use crate::host::{Backend, Handle, LmsdHost, check_size, null, read_sized, reason};
 use crate::sample::{Sampler, Step};
 use crate::schedule::{self, MadeFor, Named, Process, Schedule};
@@ -162,12 +162,8 @@ unsafe fn give_schedule(out: *mut *mut LmsdSchedule, make: impl FnOnce() -> Resu
 
 /// Makes the schedule of a published solver on a grid of noise levels.
 ///
-/// `options`: a JSON object, all fields optional: `"solver"` (see `lmsd_solvers`), `"nfe"`,
-/// `"grid"` (`{"kind": "karras", "rho": 7}`, `log`, `linear`, `flow` with `shift`, `list` with
-/// `sigmas`), `"process"` (`"ve"` or `"flow"`), `"sigma_min"`, `"sigma_max"`, `"sigma_end"`,
-/// `"sigma_start"` (noise level of the x_T that the host will hand in; default `sigma_max`),
-/// `"jump_to_zero"`, `"lower_order_final"`, `"afs"` (analytical first step: one grid step more,
-/// without a model call; solvers of one call a step).
+/// `options`: a JSON object, all fields optional:
+/// [options of solve]
 ///
 /// # Safety
 /// `options` is a NUL-terminated string, `out` writable.
@@ -347,9 +343,10 @@ pub unsafe extern "C" fn lmsd_schedule_free(schedule: *mut LmsdSchedule) {
     guard_or((), || unsafe { free_box(schedule) })
 }
 
-/// The published solvers as a JSON array of `{"name", "about", "stages", "competes"}` (`stages`:
-/// model calls a step; `competes`: false for another name of one before it), to be freed with
-/// `lmsd_string_free`.
+/// The published solvers as a JSON array of objects, to be freed with `lmsd_string_free`: `"name"`, `"about"`,
+/// `"arxiv"` (where it was published), `"order"` (of a whole run), `"competes"` (false for another name of one
+/// before it), and the numbers of model calls up to 50 that it can have: `"nfes"` where the last step ends at
+/// 0, `"nfes_above_zero"` where it ends above.
 ///
 /// # Safety
 /// `out` is writable.
@@ -357,38 +354,40 @@ pub unsafe extern "C" fn lmsd_schedule_free(schedule: *mut LmsdSchedule) {
 pub unsafe extern "C" fn lmsd_solvers(out: *mut *mut c_char) -> Status {
     guard(|| {
         let out = unsafe { output(out, "out") }?;
-        let list: Vec<_> = solver::solvers()
-            .iter()
-            .map(|s| {
-                let (name, about, stages, competes) = (s.name, s.about, s.stages, s.competes);
-                serde_json::json!({"name": name, "about": about, "stages": stages, "competes": competes})
+        let list = solver::solvers().iter().map(|s| {
+            serde_json::json!({
+                "name": s.name,
+                "about": s.about,
+                "arxiv": s.arxiv,
+                "order": s.order,
+                "competes": s.competes,
+                "nfes": s.nfes(true),
+                "nfes_above_zero": s.nfes(false),
             })
-            .collect();
+        });
+        let list: Vec<_> = list.collect();
         *out = give_text(serde_json::Value::from(list).to_string())?;
         Ok(())
     })
 }
 
-/// What `lmsd_rivals` is told.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Rivals {
-    nfe: usize,
-    field: Field,
-    process: Process,
-    sigma_min: f64,
-    sigma_max: Option<f64>,
-    sigma_end: f64,
-    shift: Option<f64>,
-    extra: Vec<Vec<f64>>,
-}
-
-impl Default for Rivals {
-    fn default() -> Self {
-        let Config { nfe, process, sigma_min, sigma_end, .. } = Config::default();
-        let field = Field::default();
-        Self { nfe, field, process, sigma_min, sigma_max: None, sigma_end, shift: None, extra: Vec::new() }
-    }
+/// Every option that a call takes as JSON, to be freed with `lmsd_string_free`: an object with a list for each
+/// of `"solve"`, `"distill"`, `"compare"` and `"rivals"`. An option is an object of `"name"`, `"type"`,
+/// `"default"` (null where it depends on others), `"default_text"`, `"range"` (in words), `"unit"`, `"about"`,
+/// and `"values"` where it is one of a few words. Types: `"integer"`, `"number"`, `"boolean"`, `"string"`,
+/// `"path"`, `"object"`, `"grid"` (an object with `"kind"`), `"grids"` (arrays of noise levels) and
+/// `"schedules"` (objects as in their files).
+///
+/// # Safety
+/// `out` is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_options(out: *mut *mut c_char) -> Status {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let out = unsafe { output(out, "out") }?;
+        *out = give_text(crate::options::all().to_string())?;
+        Ok(())
+    })
 }
 
 /// The field of published solvers that a distilled schedule must beat, as a JSON array of schedules
@@ -397,18 +396,7 @@ impl Default for Rivals {
 /// 0, from sigma 8".
 ///
 /// `options`: a JSON object, all fields optional:
-/// - `"nfe"`: model calls, 1 to 100, default 5. Solvers of two calls a step are in where it fits.
-/// - `"field"`: `"published"`, every solver as hosts' own options have it, on the grids karras
-///   rho=7 and log (flow: shift 1 and `"shift"`), each with and without a call at `"sigma_min"`
-///   where the end is 0; or `"strongest"`, the default, in which those come first and more
-///   follow: karras rho 3, 5 and 10 (flow: shifts 2 and 3), full order to the end, first nodes at
-///   0.5, 0.25, 0.1, 0.05 and 0.025 of `"sigma_max"` (flow: 0.97, 0.93, 0.85 and 0.75), the
-///   analytical first step (arXiv 2210.05475), and every solver of one call a step on the grids
-///   of `"extra"`.
-/// - `"process"` (`"ve"`, the default, or `"flow"`), `"sigma_min"` (default 0.002), `"sigma_max"`
-///   (default 80, flow 1), `"sigma_end"` (default 0), `"shift"` (of a flow model): the model's.
-/// - `"extra"`: grids, each a list of the nfe + 1 sigmas from the first node, at most
-///   `"sigma_max"`, to `"sigma_end"`; such as those of GITS (arXiv 2405.11326).
+/// [options of rivals]
 ///
 /// `LMSD_STATUS_INVALID_ARGUMENT` names the value that is out of range.
 ///
@@ -418,13 +406,7 @@ impl Default for Rivals {
 pub unsafe extern "C" fn lmsd_rivals(options: *const c_char, out: *mut *mut c_char) -> Status {
     guard(|| {
         let out = unsafe { output(out, "out") }?;
-        let Named(options) = serde_json::from_str::<Named<Rivals>>(unsafe { text(options, "options") }?)
-            .map_err(|e| Error::argument(format!("these are not options of a field of solvers: {e}")))?;
-        let Rivals { nfe, field, process, sigma_min, sigma_max, sigma_end, shift, extra } = options;
-        let sigma_max = sigma_max.unwrap_or(if process == Process::Flow { 1.0 } else { 80.0 });
-        let levels = Levels { process, sigma_min, sigma_max, sigma_end, shift };
-        field::check(&levels, nfe, &extra)?;
-        let list = field::rivals(&levels, nfe, field, &extra);
+        let list = Rivals::from_json(unsafe { text(options, "options") }?)?.list()?;
         let texts: Vec<_> = list.iter().map(Schedule::to_json).collect();
         *out = give_text(format!("[{}]", texts.join(",")))?;
         Ok(())
@@ -895,13 +877,8 @@ pub struct LmsdDistilled(Distilled);
 
 /// Distils schedules for the model of `problem`, by forward calls only.
 ///
-/// `options`: a JSON object, all fields optional: `"nfe"`, `"nfe_from"` (a family from there to
-/// `nfe` in one run), `"process"`, `"sigma_min"`, `"sigma_max"`, `"sigma_end"`, `"trajectories"`,
-/// `"held_out"`, `"teacher"`, `"teacher_nfe"`, `"teacher_grid"`, `"sums"` (`"free"` or `"affine"`),
-/// `"order"`, `"fit_sigmas"`, `"fit_start"`, `"fit_scales"`, `"fit_weights"`, `"difference_step"`, `"iterations"`,
-/// `"starts"` (an array of at most 64 schedules, each an object as in its file and for this process, sigma_max
-/// and sigma_end, that fits may start from beside the published ones), `"max_calls"`, `"max_seconds"`, `"checkpoint"` (a file; a run that was killed resumes from it to
-/// the same result), `"made_for"`, `"seeds"`.
+/// `options`: a JSON object, all fields optional:
+/// [options of distill]
 ///
 /// The result holds one schedule for each NFE. One that does not beat every handcrafted solver on
 /// held-out trajectories is replaced by the best of those and says so (`"improved": false`).
@@ -985,7 +962,11 @@ pub unsafe extern "C" fn lmsd_distilled_free(distilled: *mut LmsdDistilled) {
 }
 
 /// Mean Euclidean distances of `count` schedules to the teacher's end points, over `"held_out"`
-/// trajectories that no distillation sees (batches from 2^21). `options` as in `lmsd_distill`.
+/// trajectories that no distillation sees (batches from 2^21).
+///
+/// `options`: a JSON object, all fields optional; those of `lmsd_distill` that are not among them are taken and
+/// change nothing:
+/// [options of compare]
 ///
 /// # Safety
 /// As in `lmsd_distill`; `schedules` and `distances` have `count` entries.

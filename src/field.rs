@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::schedule::{Process, Schedule};
+use crate::options::{integer, number, one_of, options, other};
+use crate::schedule::{Named, Process, Schedule};
 use crate::solver::{self, Grid, Spec, solvers};
 
 /// Which published solvers, on which grids.
@@ -36,6 +37,53 @@ pub struct Levels {
     pub sigma_end: f64,
     /// Time shift of a flow model; its grid is in the field beside those of shift 1.
     pub shift: Option<f64>,
+}
+
+options! {
+    /// What field, at how many model calls, for which model.
+    struct Rivals {
+        /// Model calls. Solvers of two calls a step are in where it fits.
+        nfe: usize = 5, integer(1, MOST_CALLS as u32).of("model calls");
+        /// "published": every solver as hosts' own options have it, on the grids karras with rho 7 and log (for
+        /// flow with shift 1 and with `shift`), each with and without a call at `sigma_min` where the end is 0.
+        /// "strongest": those first, then karras with rho 3, 5 and 10 (flow: shifts 2 and 3), full order to the
+        /// end, first nodes at 0.5, 0.25, 0.1, 0.05 and 0.025 of `sigma_max` (flow: 0.97, 0.93, 0.85 and 0.75),
+        /// the analytical first step (arXiv 2210.05475), and every solver of one call a step on the grids of
+        /// `extra`. About 80 and 1100 schedules at 5 NFE.
+        field: Field = Field::Strongest, one_of(&["published", "strongest"]);
+        /// How noise is added: "ve" is x = x0 + sigma n, "flow" is x = (1 - sigma) x0 + sigma n.
+        process: Process = Process::Ve, one_of(&["ve", "flow"]);
+        /// Smallest noise level that the model knows.
+        sigma_min: f64 = 0.002, number("above 0, below sigma_max").of("noise level");
+        /// Noise level of x_T.
+        sigma_max: Option<f64> = None, number("above sigma_min, for flow at most 1").of("noise level"),
+            else "80, for flow 1";
+        /// Noise level of the result.
+        sigma_end: f64 = 0.0, number("0, or below sigma_max").of("noise level");
+        /// Time shift of a flow model.
+        shift: Option<f64> = None, number("1e-3 to 1e3").of("time shift"), else "1";
+        /// Grids beside the published ones, each the nfe + 1 noise levels from the first node, at most
+        /// `sigma_max`, to `sigma_end`; such as those of GITS (arXiv 2405.11326).
+        extra: Vec<Vec<f64>> = Vec::new(), other("grids", "");
+    }
+}
+
+impl Rivals {
+    /// Reads the options, a JSON object.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let Named(options): Named<Self> = serde_json::from_str(text)
+            .map_err(|e| Error::argument(format!("these are not options of a field of solvers: {e}")))?;
+        Ok(options)
+    }
+
+    /// The field, after [`check`].
+    pub fn list(&self) -> Result<Vec<Schedule>> {
+        let Self { nfe, field, process, sigma_min, sigma_end, shift, .. } = *self;
+        let sigma_max = self.sigma_max.unwrap_or(if process == Process::Flow { 1.0 } else { 80.0 });
+        let levels = Levels { process, sigma_min, sigma_max, sigma_end, shift };
+        check(&levels, nfe, &self.extra)?;
+        Ok(rivals(&levels, nfe, field, &self.extra))
+    }
 }
 
 /// First nodes below sigma_max, as parts of it.

@@ -18,6 +18,7 @@ pub mod field;
 pub mod host;
 #[cfg(feature = "abi")]
 pub mod libtorch;
+pub mod options;
 pub mod sample;
 pub mod schedule;
 pub mod solver;

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use lmsd::distill::{Config, Distilled, Phase, Problem, Progress, Sums, compare, distill};
+use lmsd::distill::{Config, Distilled, Phase, Problem, Progress, WeightSums, compare, distill};
 use lmsd::schedule::{Process, Schedule};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
 use lmsd::{Error, Result, Status};
@@ -238,7 +238,7 @@ fn the_same_seeds_give_the_same_schedule() {
 #[test]
 fn what_may_not_move_does_not() {
     let sums = |s: &Schedule| -> Vec<f64> { s.nodes().iter().map(|n| n.weights.iter().sum()).collect() };
-    let affine = run(&Config { sums: Sums::Affine, iterations: 4, ..config(Process::Ve) });
+    let affine = run(&Config { weight_sums: WeightSums::Affine, iterations: 4, ..config(Process::Ve) });
     assert!(affine.family[0].improved);
     for sum in sums(&affine.family[0].schedule) {
         assert!((sum - 1.0).abs() < 1e-9, "{sum}");

@@ -13,7 +13,32 @@ fn generated() -> String {
     let bindings = builder.with_config(config).generate().unwrap();
     let mut text = Vec::new();
     bindings.write(&mut text);
-    String::from_utf8(text).unwrap()
+    with_options(&String::from_utf8(text).unwrap())
+}
+
+/// Lines " * [options of NAME]" replaced by the manual of these options, 110 columns wide.
+fn with_options(header: &str) -> String {
+    let all = lmsd::options::all();
+    let line = |line: &str| match line.strip_prefix(" * [options of ").and_then(|l| l.strip_suffix(']')) {
+        Some(name) => lmsd::options::manual(&all[name]).iter().flat_map(|text| wrapped(text)).collect(),
+        None => vec![line.to_string()],
+    };
+    let lines: Vec<String> = header.split('\n').flat_map(line).collect();
+    assert!(!lines.iter().any(|line| line.contains("[options of")), "an unknown list of options");
+    lines.join("\n")
+}
+
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![" * ".to_string()];
+    for (i, word) in text.split(' ').enumerate() {
+        let last = lines.last_mut().unwrap();
+        if last.len() + word.len() > 108 {
+            lines.push(format!(" *   {word}"));
+        } else {
+            *last += &format!("{}{word}", if i == 0 { "" } else { " " });
+        }
+    }
+    lines
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 use super::unknowns::padded;
-use super::{Config, Sums};
+use super::{Config, WeightSums};
 use crate::schedule::{MadeBy, Node, Process, Schedule, weights_between};
 
 /// Standard deviation of the exact models' data.
@@ -85,7 +85,7 @@ impl Table {
             let alpha = if flow { 1.0 - next } else { 1.0 };
             let state: Vec<f64> = state.iter().map(|c| alpha * c).collect();
             let mut weights = weights_between(&before, &state, sigma, next);
-            if config.sums == Sums::Affine {
+            if config.weight_sums == WeightSums::Affine {
                 weights[0] = 1.0 - weights[1..].iter().sum::<f64>();
             }
             nodes.push(Node { sigma, scale: told / sigma, weights });

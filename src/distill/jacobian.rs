@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use nalgebra::{DMatrix, DVector};
 
-use super::Sums;
+use super::WeightSums;
 use super::account::By;
 use super::bench::{Bench, Rows, hashed};
 use super::journal::{Key, Kind};
@@ -105,7 +105,7 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
                     Of::Coefficient(_) => self.unknowns.unit(*unknown),
                     _ => advance(schedule.sigma(unknown.node), schedule.sigma_end()).1,
                 };
-                let affine = bench.config.sums == Sums::Affine;
+                let affine = bench.config.weight_sums == WeightSums::Affine;
                 let newest = if affine { -g } else { 0.0 };
                 let terms = [(g, &predictions[unknown.node - age]), (newest, &predictions[unknown.node])];
                 tensors.lincomb(&mut column, &terms)?;

@@ -1,7 +1,7 @@
 //! The numbers of a schedule that may move, as one list: what each is, how it is read and set, and
 //! which model call is the first that it changes. Knows no tensors and no optimiser.
 
-use super::{Config, Sums};
+use super::{Config, WeightSums};
 use crate::error::{Error, Result};
 use crate::schedule::{Node, Schedule, weights_between};
 
@@ -64,7 +64,7 @@ impl<'a> Unknowns<'a> {
                 list.push(Unknown { node, kind: Kind::Told });
             }
             if config.fit_weights {
-                let first = usize::from(config.sums == Sums::Affine);
+                let first = usize::from(config.weight_sums == WeightSums::Affine);
                 let ages = first..of.weights.len();
                 let kind = if config.order.is_none() { Kind::Coefficient } else { Kind::Weight };
                 list.extend(ages.map(|age| Unknown { node, kind: kind(age) }));
@@ -131,7 +131,7 @@ impl<'a> Unknowns<'a> {
                     state[1 + unknown.node - age] = value * self.unit(*unknown);
                 }
                 Kind::Weight(age) => {
-                    if config.sums == Sums::Affine {
+                    if config.weight_sums == WeightSums::Affine {
                         node.weights[0] -= value - node.weights[age];
                     }
                     node.weights[age] = value;
@@ -170,7 +170,7 @@ impl<'a> Unknowns<'a> {
             }
             let (level, next) = (nodes[n].sigma, sigma(nodes, n + 1));
             nodes[n].weights = weights_between(&states[n][1..], &states[n + 1][1..], level, next);
-            if self.config.sums == Sums::Affine {
+            if self.config.weight_sums == WeightSums::Affine {
                 nodes[n].weights[0] = 1.0 - nodes[n].weights[1..].iter().sum::<f64>();
             }
         }
@@ -240,7 +240,7 @@ pub fn inserted(config: &Config, schedule: &Schedule, gap: usize) -> Result<Opti
         _ => (old[gap - 1].scale * old[gap].scale).sqrt(),
     };
     let weights = match gap {
-        0 if config.sums == Sums::Affine => vec![1.0],
+        0 if config.weight_sums == WeightSums::Affine => vec![1.0],
         0 => vec![0.0],
         _ => std::iter::once(0.0).chain(old[gap - 1].weights.iter().copied()).collect(),
     };
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn sums_stay_one_where_they_must() {
-        let config = Config { sums: Sums::Affine, ..Config::default() };
+        let config = Config { weight_sums: WeightSums::Affine, ..Config::default() };
         let unknowns = Unknowns::of(&config, &schedule()).unwrap();
         let mut values = unknowns.values();
         values.iter_mut().enumerate().for_each(|(i, value)| *value += 0.01 * (i % 3) as f64);
