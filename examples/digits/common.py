@@ -29,7 +29,9 @@ def about(problem):
 
 def config(problem):
     """What lmsd.compare is told about a problem."""
-    return about(problem) | TEACHER
+    told = about(problem) | TEACHER
+    del told["seeds"]
+    return told
 
 
 def sigmas(problem):

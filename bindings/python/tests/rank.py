@@ -59,7 +59,7 @@ def main(kind, fault, timeout, meeting, rank, count):
         lambda batch: as_kind(problem.begin(batch)),
         as_kind(problem.like),
         ranks=ranks,
-        **{key: value for key, value in OPTIONS.items() if key != "nfe"},
+        **{key: value for key, value in OPTIONS.items() if key not in ("nfe", "trajectories")},
     )
     counted = {key: found.report[key] for key in ("ranks", "model_calls", "teacher_calls")}
     print(json.dumps({"nodes": nodes, "distances": distances, "calls": calls, **counted}), flush=True)

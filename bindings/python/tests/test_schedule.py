@@ -142,7 +142,6 @@ def test_every_solver_is_listed_and_solves():
         ({"grid": {"kind": "karras", "rho": -1}}, "rho"),
         ({"grid": "spiral"}, "spiral"),
         ({"grid": [1, 2], "nfe": 1}, "decrease"),
-        ({"surprise": 1}, "surprise"),
     ],
 )
 def test_solve_refuses_what_is_out_of_range(options, words):

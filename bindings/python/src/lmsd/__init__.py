@@ -10,13 +10,15 @@ command line.
 """
 
 from ._abi import Error, ScheduleError, Status, lib
-from ._core import Distilled, ProgressBar, Sampler, Schedule, compare, distill, rivals, sample, solve, solvers
+from ._core import Distilled, Progress, ProgressBar, Sampler, Schedule, options, sample, solvers
+from ._functions import compare, distill, rivals, solve
 from ._hosts import out_of_memory
 
 __version__ = lib.lmsd_version().decode()
 __all__ = [
     "Distilled",
     "Error",
+    "Progress",
     "ProgressBar",
     "Sampler",
     "Schedule",
@@ -24,6 +26,7 @@ __all__ = [
     "Status",
     "compare",
     "distill",
+    "options",
     "out_of_memory",
     "rivals",
     "sample",

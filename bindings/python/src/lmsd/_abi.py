@@ -157,6 +157,7 @@ _STATUS = {
     "lmsd_schedule_check": (c_void_p, c_char_p),
     "lmsd_schedule_start_at": (c_void_p, c_double, _OUT),
     "lmsd_solvers": (_OUT,),
+    "lmsd_options": (_OUT,),
     "lmsd_rivals": (c_char_p, _OUT),
     "lmsd_torch_host": (c_char_p, POINTER(POINTER(Host))),
     "lmsd_lincomb": (POINTER(Host), c_size_t, POINTER(c_double), POINTER(c_void_p), c_void_p),

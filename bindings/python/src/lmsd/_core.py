@@ -12,6 +12,7 @@ An exception in a function that the caller hands in ends the call, which then ra
 import contextlib
 import json
 import math
+import operator
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from . import _abi
 from ._abi import Error, Status, lib
 from ._hosts import Call, Host, host_for, no_grad
 
+# What `progress` is told.
+Progress = dict[str, Any]
 PHASES = ("teacher", "rank", "fit", "grow", "plan")
 
 
@@ -49,79 +52,44 @@ def _path(path) -> bytes:
     return path.encode()
 
 
-def solvers() -> list[dict]:
+def solvers() -> list[dict[str, Any]]:
     """The published solvers, as dicts.
 
-    `name`, `about`, `stages` (model calls a step), and `competes`, false where it is another name of one
-    before it.
+    `name`, `about`, `arxiv`, `order` (of a whole run), `competes` (false where it is another name of one
+    before it), and the numbers of model calls up to 50 that it can have: `nfes` where the last step ends at
+    sigma 0, `nfes_above_zero` where it ends above.
     """
     return json.loads(_abi.text(lib.lmsd_solvers))
 
 
-def rivals(
-    nfe: int,
-    field: str = "strongest",
-    *,
-    process: str = "ve",
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    sigma_end: float | None = None,
-    shift: float | None = None,
-    extra: Sequence[Sequence[float]] = (),
-) -> list["Schedule"]:
-    """The field of published solvers that a distilled schedule must beat, no two with the same table.
+def options() -> dict[str, list[dict[str, Any]]]:
+    """Every option of `solve`, `distill`, `compare` and `rivals`, as lists of dicts.
 
-    `nfe`: model calls, 1 to 100. `field`: "published", every solver as hosts' own options have it, on the
-    grids karras with rho 7 and log (flow: shift 1 and `shift`), each with and without a call at `sigma_min`
-    where the end is 0; or "strongest", in which those come first, and which adds karras rho 3, 5 and 10
-    (flow: shifts 2 and 3), full order to the end, first nodes at 0.5, 0.25, 0.1, 0.05 and 0.025 of
-    `sigma_max` (flow: 0.97, 0.93, 0.85 and 0.75), the analytical first step (arXiv 2210.05475), and every
-    solver of one call a step on the grids of `extra`, each the nfe + 1 sigmas from the first node to
-    `sigma_end`, such as those of GITS (arXiv 2405.11326). About 80 and 1100 schedules at 5 NFE.
-
-    `process`, `sigma_min` (default 0.002), `sigma_max` (default 80, flow 1), `sigma_end` (default 0) and
-    `shift` are those of the model. `made_by["solver"]` and `made_by["grid"]` of each say what it is.
-
-    Raises Error, naming the value that is out of range.
+    `name`, `type`, `default` (None where it depends on others), `default_text`, `range` (in words), `unit`,
+    `about`, and `values` where it is one of a few words.
     """
-    options = {"nfe": nfe, "field": field, "process": process, "shift": shift}
-    options |= {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_end": sigma_end}
-    options["extra"] = [[float(sigma) for sigma in sigmas] for sigmas in extra]
+    return json.loads(_abi.text(lib.lmsd_options))
+
+
+def rivals(options: dict) -> list["Schedule"]:
+    """See _functions.py."""
+    options["extra"] = [[float(sigma) for sigma in sigmas] for sigmas in options["extra"]]
     found = json.loads(_abi.text(lib.lmsd_rivals, _json(options)))
     return [Schedule.from_json(file) for file in found]
 
 
-def solve(
-    solver: str = "dpmpp_2m",
-    *,
-    nfe: int = 8,
-    grid: str | Mapping | Sequence[float] | None = None,
-    process: str = "ve",
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    sigma_end: float | None = None,
-    **options,
-) -> "Schedule":
-    """The schedule of a published solver (see `solvers()`) on a grid of noise levels.
-
-    `nfe`: model calls, 1 to 1000. `grid`: "karras", "log", "linear" or "flow"; the same with its parameter,
-    such as `{"kind": "karras", "rho": 5}` or `{"kind": "flow", "shift": 3}`; or the nfe + 1 sigmas
-    themselves. Default: karras with rho 7, for a flow model flow with shift 1. `process`: "ve" (x = x0 +
-    sigma n) or "flow" (x = (1 - sigma) x0 + sigma n). The noise level runs from `sigma_max` (default 80, flow
-    1) to `sigma_end` (default 0); `sigma_min` (default 0.002) is the last one before 0. `options`:
-    `sigma_start`, the noise level of the x_T that sampling will be given, if above `sigma_max`;
-    `jump_to_zero` [false], no call at `sigma_min`; `lower_order_final` [true]; `afs` [false], the analytical
-    first step, which is one more and calls no model (arXiv 2210.05475; solvers of one call a step).
-
-    Raises Error, naming the value that is out of range.
-    """
+def _grid(grid) -> Mapping | None:
+    """As the library takes it."""
     if isinstance(grid, str):
-        grid = {"kind": grid}
-    elif grid is not None and not isinstance(grid, Mapping):
-        grid = {"kind": "list", "sigmas": [float(sigma) for sigma in grid]}
-    options |= {"solver": solver, "nfe": nfe, "grid": grid, "process": process}
-    options |= {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_end": sigma_end}
-    return Schedule._make(lib.lmsd_schedule_solve, _json(options))
+        return {"kind": grid}
+    if grid is None or isinstance(grid, Mapping):
+        return grid
+    return {"kind": "list", "sigmas": [float(sigma) for sigma in grid]}
+
+
+def solve(options: dict) -> "Schedule":
+    """See _functions.py."""
+    return Schedule._make(lib.lmsd_schedule_solve, _json(options | {"grid": _grid(options["grid"])}))
 
 
 class Schedule:
@@ -398,13 +366,13 @@ class Distilled:
 class ProgressBar:
     """A tqdm bar over the model's batch calls, a context; call it with what `distill` tells `progress`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         from tqdm import tqdm
 
         layout = "{desc} |{bar}| {n_fmt}/{total_fmt} calls{postfix}"
         self.tqdm = tqdm(desc="start", bar_format=layout, unit="call", dynamic_ncols=True)
 
-    def __call__(self, p):
+    def __call__(self, p: Progress) -> None:
         bar = self.tqdm
         bar.total = p["calls_expected"]
         bar.set_description_str(f"{p['phase']} {p['nfe']} NFE", refresh=False)
@@ -461,57 +429,29 @@ def _problem(model, begin, like, progress, ranks=None):
         host.tensors.clear()
 
 
-def distill(
-    model: Callable,
-    begin: Callable[[int], Any],
-    like,
-    *,
-    nfe: int | tuple[int, int] = 5,
-    progress: bool | Callable[[dict], Any] = True,
-    ranks=None,
-    **config,
-) -> Distilled:
-    """Distils schedules for `model`, by forward calls only.
+def _nfe(nfe) -> dict:
+    """The options that a number of model calls, or two of them, stand for."""
+    with contextlib.suppress(TypeError):
+        return {"nfe": operator.index(nfe)}  # any kind of integer, numpy's too
+    try:
+        first, last = map(operator.index, nfe)
+    except (TypeError, ValueError):
+        raise Error(
+            f"nfe is {nfe!r}; it must be a number of model calls, or (from, to) for a family"
+        ) from None
+    return {"nfe_from": first, "nfe": last}
 
-    `begin(batch)` makes batch number `batch` current: it returns its x_T (noise level `sigma_max`) and sets
-    whatever the model depends on, such as labels or prompts. The same number must always give the same batch;
-    fitted batches count from 0, held-out ones from 2**20. `like` is a tensor of the shape, dtype and device
-    of a batch; its contents are not read. Batches of 4 to 16 trajectories make the cheapest
-    fits: a fit wants eight steps and more, each on 4 to 8 fresh trajectories or one whole batch.
 
-    `nfe`: number of model calls of the schedule, or (from, to) for a whole family in one run. `progress`:
-    True for a tqdm bar, False for silence, or a function that is told after every model call a dict with
-    phase ("teacher", "rank", "fit", "grow"), nfe, calls, calls_expected, distance, handcrafted (held-out
-    distances, infinite while not known), seconds_left and batch (trajectories in a call); if it returns true
-    the run ends and keeps the best so far. Once, before the long part, phase is "plan": calls_expected and
-    seconds_left are those of the plan, and gain_expected says how many times nearer than the best of the
-    strongest published field similar runs ended.
-
-    `config` (defaults in brackets): process ["ve"], sigma_min [0.002], sigma_max [80], sigma_end [0];
-    trajectories [64], fresh ones for each fit; held_out [24], which decide what is kept; teacher ["deis_3"],
-    teacher_nfe [measured; 50 in `compare`], teacher_grid; sums "free" or
-    "affine", order, fit_sigmas, fit_start, fit_scales, fit_weights [all true; fit_start False keeps the first
-    sigma at that of x_T]; difference_step [0.02]; iterations [40]; starts, schedules that fits may start
-    from beside the published ones, such as those of the checkpoint that this one was tuned from; max_calls
-    (batch calls, all included) and max_seconds, which the plan keeps within; checkpoint, a file from which a
-    run that was killed, or had fewer calls, goes on to what one run would have found; made_for and seeds,
-    which the schedules will say.
-
-    `ranks`: `lmsd.distributed.Ranks()`, where several processes share the run.
-
-    Raises Error where `begin` or `model` are not what they should be, as far as the first calls tell: noise
-    that is another when asked for again, the same for all batches, or not of the level of sigma_max; a model
-    whose result depends on the call before.
-    """
-    if not isinstance(nfe, int):
-        config["nfe_from"], nfe = nfe
+def distill(model: Callable, begin: Callable, like, progress, ranks, options: dict) -> Distilled:
+    """See _functions.py."""
+    options |= _nfe(options["nfe"]) | {"teacher_grid": _grid(options["teacher_grid"])}
     out = c_void_p()
     with contextlib.ExitStack() as stack:
         if progress is True:
             progress = stack.enter_context(ProgressBar())
         call, host, problem = stack.enter_context(_problem(model, begin, like, progress, ranks))
         stack.callback(lib.lmsd_distilled_free, out)
-        call.check(lib.lmsd_distill(_json({**config, "nfe": nfe}), host, problem, out))
+        call.check(lib.lmsd_distill(_json(options), host, problem, out))
         count = lib.lmsd_distilled_count(out)
         found = [Schedule._make(lib.lmsd_distilled_schedule, out, i) for i in range(count)]
         report = json.loads(_abi.text(lib.lmsd_distilled_report, out))
@@ -519,16 +459,13 @@ def distill(
 
 
 def compare(
-    schedules: Sequence[Schedule], model: Callable, begin: Callable, like, *, ranks=None, **config
+    schedules: Sequence[Schedule], model: Callable, begin: Callable, like, ranks, options: dict
 ) -> list[float]:
-    """Mean Euclidean distances of the schedules' end points to the teacher's.
-
-    Over `held_out` trajectories that no distillation sees (`begin` is asked for batches from 2**21). `model`,
-    `begin`, `like`, `ranks` and `config` as in `distill`.
-    """
+    """See _functions.py."""
+    options["teacher_grid"] = _grid(options["teacher_grid"])
     count = len(schedules)
     handles = (c_void_p * count)(*(schedule._handle for schedule in schedules))
     distances = (c_double * count)()
     with _problem(model, begin, like, None, ranks) as (call, host, problem):
-        call.check(lib.lmsd_compare(_json(config), host, problem, count, handles, distances))
+        call.check(lib.lmsd_compare(_json(options), host, problem, count, handles, distances))
     return list(distances)

@@ -136,7 +136,8 @@ def schedule_files(paths) -> list[Path]:
 
 def solve(args) -> int:
     if args.list:
-        print_table([["solver", "calls a step"]] + [[s["name"], str(s["stages"])] for s in lmsd.solvers()])
+        rows = [[s["name"], ", ".join(map(str, s["nfes"][:3]))] for s in lmsd.solvers()]
+        print_table([["solver", "NFE it can have"], *rows])
         return 0
     grid = args.grid
     if args.sigmas:
@@ -211,7 +212,8 @@ def distill(args) -> int:
 def distil_on(args, ranks) -> int:
     problem, config = load_problem(args)
     writes = ranks is None or ranks.rank == 0
-    for name in ("sums", "order", "difference_step", "iterations", "max_calls", "max_seconds"):
+    config["weight_sums"] = args.sums
+    for name in ("order", "difference_step", "iterations", "max_calls", "max_seconds"):
         config[name] = getattr(args, name)
     config["starts"] = [lmsd.Schedule.load(file) for file in args.starts]
     out = Path(args.out)
@@ -325,17 +327,14 @@ def compare_on(args, ranks) -> int:
         raise lmsd.Error("nothing to compare: give schedule files, or --nfe")
     process = config["process"] or "ve"
     sigmas = {name: config[name] for name in ("sigma_min", "sigma_max", "sigma_end")}
-    stages = {solver["name"]: solver["stages"] for solver in lmsd.solvers()}
+    above = "_above_zero" if config["sigma_end"] else ""
+    possible = {solver["name"]: solver["nfes" + above] for solver in lmsd.solvers()}
     for solver in filter(None, args.solvers.split(",")):
         for grid in ["flow"] if process == "flow" else ["karras", "log"]:
             for nfe in sorted(nfes):
-                try:
+                if nfe in possible.get(solver, [nfe]):  # some take two calls a step
                     schedule = lmsd.solve(solver, nfe=nfe, grid=grid, process=process, **sigmas)
-                except lmsd.Error:
-                    if stages.get(solver) == 2:
-                        continue  # takes two calls a step: not every NFE
-                    raise
-                entries[f"{solver}, {grid}", nfe] = schedule
+                    entries[f"{solver}, {grid}", nfe] = schedule
     fields = {}
     for name in () if args.field == "none" else gain.fields(args.field):
         shift = (config["made_for"] or {}).get("shift")
@@ -344,7 +343,8 @@ def compare_on(args, ranks) -> int:
     size = len(problem.like)
 
     def distances(schedules, batches):
-        options = {**config, "held_out": batches * size}
+        heeded = {option["name"] for option in lmsd.options()["compare"]} & set(config)
+        options = {name: config[name] for name in heeded} | {"held_out": batches * size}
         return lmsd.compare(schedules, problem.model, problem.begin, problem.like, ranks=ranks, **options)
 
     batches = -(-(config["held_out"] or 64) // size)

@@ -9,7 +9,8 @@ trajectories that are measured on, favours them.
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from ._core import Distilled, Schedule, compare, rivals
+from ._core import Distilled, Schedule, options
+from ._functions import compare, rivals
 
 NAMES = {"published": "best as published", "strongest": "strongest"}
 FINALISTS = 8
@@ -112,8 +113,11 @@ def measure(
             groups[name, nfe] = rivals(nfe, name, extra=own_grids, **levels)
     size, own = len(like), list(distilled.schedules.values())
 
+    heeded = {option["name"] for option in options()["compare"]} & set(config)
+    compared = {name: config[name] for name in heeded}
+
     def distances(schedules, batches):
-        return compare(schedules, model, begin, like, **{**config, "held_out": batches * size})
+        return compare(schedules, model, begin, like, **compared | {"held_out": batches * size})
 
     batches = -(-(config.get("held_out") or 64) // size)
     best, found = race(groups, distances, plan(batches), finalists, own)
