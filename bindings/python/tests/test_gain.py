@@ -10,7 +10,6 @@ from lmsd.plots import plot_report
 from matplotlib.text import Text
 
 CONFIG = {
-COMPARED = {name: value for name, value in CONFIG.items() if name != "trajectories"}
     "trajectories": 16,
     "held_out": 32,
     "teacher_nfe": 40,
@@ -18,6 +17,7 @@ COMPARED = {name: value for name, value in CONFIG.items() if name != "trajectori
     "sigma_max": 80.0,
     "sigma_end": 0.0,
 }
+COMPARED = {name: value for name, value in CONFIG.items() if name != "trajectories"}
 
 
 def arguments(mixture):
