@@ -118,27 +118,25 @@ fn heun(t: &mut Trace) -> Lin {
     x
 }
 
-/// arXiv 2206.00927 (DPM-Solver-2) as k-diffusion has it: midpoint in log sigma.
+/// arXiv 2206.00927 (DPM-Solver-2) as k-diffusion has it.
 fn dpm_2(t: &mut Trace) -> Lin {
-    let mut x = t.start();
-    for n in 0..t.steps() {
-        let (sigma, next) = (t.sigmas[n], t.sigmas[n + 1]);
-        let denoised = t.model(&mut x, sigma);
-        if next == 0.0 {
-            return ddim(&x, &denoised, sigma, next);
-        }
-        let middle = (sigma * next).sqrt();
-        let mut x_2 = ddim(&x, &denoised, sigma, middle);
-        let denoised_2 = t.model(&mut x_2, middle);
-        let d_2 = (x_2 - denoised_2) / middle;
-        x = x + d_2 * (next - sigma);
-    }
-    x
+    midpoint(t, |x, at, sigma, next| x + (&at.x - &at.denoised) / at.sigma * (next - sigma))
 }
 
-/// arXiv 2211.01095, algorithm 1. The midpoint is in -log sigma for flow models too: in their
-/// log-SNR there is none between 1 and anything else.
+/// arXiv 2211.01095, algorithm 1.
 fn dpmpp_2s(t: &mut Trace) -> Lin {
+    midpoint(t, |x, at, sigma, next| ddim(x, &at.denoised, sigma, next))
+}
+
+struct Middle {
+    sigma: f64,
+    x: Lin,
+    denoised: Lin,
+}
+
+/// Steps by what the model says in the middle of -log sigma, for flow models too: in their log-SNR there is no
+/// middle between 1 and anything else. A step to 0 has none.
+fn midpoint(t: &mut Trace, step: impl Fn(&Lin, &Middle, f64, f64) -> Lin) -> Lin {
     let mut x = t.start();
     for n in 0..t.steps() {
         let (sigma, next) = (t.sigmas[n], t.sigmas[n + 1]);
@@ -148,8 +146,8 @@ fn dpmpp_2s(t: &mut Trace) -> Lin {
         }
         let middle = (sigma * next).sqrt();
         let mut x_2 = ddim(&x, &denoised, sigma, middle);
-        let denoised_2 = t.model(&mut x_2, middle);
-        x = ddim(&x, &denoised_2, sigma, next);
+        let denoised = t.model(&mut x_2, middle);
+        x = step(&x, &Middle { sigma: middle, x: x_2, denoised }, sigma, next);
     }
     x
 }
