@@ -756,6 +756,18 @@ lmsd_status lmsd_sampler_next(const struct lmsd_sampler *sampler, double *sigma,
 lmsd_status lmsd_sampler_step(struct lmsd_sampler *sampler, const void *denoised);
 
 /**
+ * Replaces the state at the present node by a copy of `x`, for hosts that change it between steps,
+ * as inpainting does; predictions made before are kept. `x` has the noise level of that node: at the
+ * first one this is the node's sigma, which may lie below `lmsd_schedule_sigma_start`.
+ * `LMSD_STATUS_WRONG_STATE` when the run is over.
+ *
+ * # Safety
+ * `sampler` is valid, `x` a tensor of its host.
+ */
+lmsd_status lmsd_sampler_set_state(struct lmsd_sampler *sampler,
+                                   const void *x);
+
+/**
  * Writes the state where the run stands to `out`: the end point when it is over.
  *
  * # Safety

@@ -258,6 +258,11 @@ public:
         lmsd_tensor from = detail::describe(denoised, shape_);
         detail::check(lmsd_sampler_step(owner_.get(), &from));
     }
+    /// Replaces the state at the present node by a copy of `x`; see lmsd_sampler_set_state.
+    void set_state(const std::vector<T> &x) {
+        lmsd_tensor from = detail::describe(x, shape_);
+        detail::check(lmsd_sampler_set_state(owner_.get(), &from));
+    }
     std::vector<T> result() const {
         std::vector<T> out(size_);
         lmsd_tensor to = detail::describe(out, shape_);

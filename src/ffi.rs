@@ -699,6 +699,22 @@ pub unsafe extern "C" fn lmsd_sampler_step(sampler: *mut LmsdSampler, denoised: 
     })
 }
 
+/// Replaces the state at the present node by a copy of `x`, for hosts that change it between steps,
+/// as inpainting does; predictions made before are kept. `x` has the noise level of that node: at the
+/// first one this is the node's sigma, which may lie below `lmsd_schedule_sigma_start`.
+/// `LMSD_STATUS_WRONG_STATE` when the run is over.
+///
+/// # Safety
+/// `sampler` is valid, `x` a tensor of its host.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_set_state(sampler: *mut LmsdSampler, x: *const c_void) -> Status {
+    guard(|| {
+        let LmsdSampler { sampler, backend } = unsafe { output(sampler, "sampler") }?;
+        let x = unsafe { backend.borrow(x, "x") }?;
+        sampler.set_state(&x)
+    })
+}
+
 /// Writes the state where the run stands to `out`: the end point when it is over.
 ///
 /// # Safety

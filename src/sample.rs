@@ -121,6 +121,15 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         Err(Error::new(Status::WrongState, message))
     }
 
+    /// Replaces the state at the present node by a copy of `x`. Refused when the run is over.
+    pub fn set_state(&mut self, x: &B::Tensor) -> Result<()> {
+        self.check_open()?;
+        let mut own = self.buffer()?;
+        self.tensors.lincomb(&mut own, &[(1.0, x)])?;
+        self.spare.push(std::mem::replace(&mut self.x, own));
+        Ok(())
+    }
+
     /// Advances to the next node with the model's prediction at this one.
     pub fn step(&mut self, denoised: B::Tensor) -> Result<()> {
         self.check_open()?;

@@ -832,20 +832,26 @@ static void test_sampler_refusals(void) {
     CHECK(sigma == -1);
     REFUSED(lmsd_sampler_step(NULL, &ty), INVALID_ARGUMENT, "sampler is NULL");
     REFUSED(lmsd_sampler_result(NULL, &ty), INVALID_ARGUMENT, "sampler is NULL");
+    REFUSED(lmsd_sampler_set_state(NULL, &ty), INVALID_ARGUMENT, "sampler is NULL");
     struct run run = run_of(NULL);
     for (size_t n = 0; n < 2; n++) {
         REFUSED(lmsd_sampler_step(sampler, NULL), INVALID_ARGUMENT, "denoised is NULL");
         REFUSED(lmsd_sampler_step(sampler, &tnan), NON_FINITE, n == 0 ? "node 0" : "node 1");
         REFUSED(lmsd_sampler_step(sampler, &bad), INVALID_TENSOR, "[3, 4]");
         CHECK(lmsd_sampler_index(sampler) == n); /* a refused step changes nothing */
+        REFUSED(lmsd_sampler_set_state(sampler, NULL), INVALID_ARGUMENT, "x is NULL");
+        REFUSED(lmsd_sampler_set_state(sampler, &bad), INVALID_TENSOR, "[3, 4]");
         OK(lmsd_sampler_next(sampler, &sigma, &ty));
         model(&run, &ty, sigma, &tx);
+        OK(lmsd_sampler_set_state(sampler, &tx)); /* another state ... */
+        OK(lmsd_sampler_set_state(sampler, &ty)); /* ... and back */
         OK(lmsd_sampler_step(sampler, &tx));
     }
     sigma = -1;
     REFUSED(lmsd_sampler_next(sampler, &sigma, &ty), WRONG_STATE, "over");
     REFUSED(lmsd_sampler_step(sampler, &tx), WRONG_STATE, "after 2 steps");
     CHECK(sigma == -1 && lmsd_sampler_index(sampler) == 2);
+    REFUSED(lmsd_sampler_set_state(sampler, &tx), WRONG_STATE, "after 2 steps");
     REFUSED(lmsd_sampler_result(sampler, NULL), INVALID_ARGUMENT, "out is NULL");
     REFUSED(lmsd_sampler_result(sampler, &bad), INVALID_TENSOR, "[3, 4]");
     OK(lmsd_sampler_result(sampler, &ty));

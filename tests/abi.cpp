@@ -125,6 +125,11 @@ template <class T> void test_sample() {
     REFUSED(WRONG_STATE, "over", sampler.next(x));
     REFUSED(WRONG_STATE, "over", sampler.step(denoised));
     REFUSED(INVALID_TENSOR, "29 elements", sampler.step(std::vector<T>(29)));
+    REFUSED(WRONG_STATE, "over", sampler.set_state(x));
+    lmsd::Sampler<T> replaced(s, std::vector<T>(30), shape);
+    replaced.set_state(x_t);
+    replaced.next(x);
+    CHECK(x == x_t);
     REFUSED(INVALID_TENSOR, "30 elements", lmsd::Sampler<T>(s, x_t, {4, 3}));
 
     // Exceptions: out of the model, out of the observer, at any node; and then all is as it was.

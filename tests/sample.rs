@@ -47,11 +47,16 @@ fn vector(values: &[f64]) -> CpuTensor {
     CpuTensor::from_f64(Dtype::F64, &[1, values.len() as i64], values).unwrap()
 }
 
-#[test]
-fn a_table_by_hand() {
+/// Sigma 8 to 4, where the first node is, to 1, to 0.
+fn two_nodes() -> Schedule {
     let node = |sigma, scale, weights: &[f64]| Node { sigma, scale, weights: weights.to_vec() };
     let nodes = vec![node(4.0, 1.0, &[1.0]), node(1.0, 0.5, &[2.0, -1.0])];
-    let schedule = Schedule::new(Process::Ve, 8.0, 0.0, nodes).unwrap();
+    Schedule::new(Process::Ve, 8.0, 0.0, nodes).unwrap()
+}
+
+#[test]
+fn a_table_by_hand() {
+    let schedule = two_nodes();
     let mut told = Vec::new();
     let end = sample(&Cpu, &schedule, &vector(&[16.0]), |x, sigma, denoised| {
         told.push(sigma);
@@ -96,6 +101,23 @@ fn the_step_form_walks_the_same_path_and_ends() {
     assert_eq!(sampler.state().to_f64(), end.to_f64());
     let more = sampler.buffer().unwrap();
     assert_eq!(sampler.step(more).unwrap_err().status, Status::WrongState);
+}
+
+#[test]
+fn a_state_that_is_replaced_is_where_the_run_goes_on() {
+    let schedule = two_nodes();
+    let mut sampler = Sampler::new(&Cpu, Cow::Borrowed(&schedule), &vector(&[16.0])).unwrap();
+    assert_eq!(sampler.state().to_f64(), [8.0]);
+    sampler.set_state(&vector(&[4.0])).unwrap();
+    sampler.step(vector(&[2.0])).unwrap();
+    assert_eq!(sampler.state().to_f64(), [2.5], "4/4 + 3/4 * 2");
+    let mine = vector(&[100.0]);
+    sampler.set_state(&mine).unwrap();
+    assert_eq!((sampler.index(), sampler.state().to_f64()), (1, vec![100.0]));
+    sampler.step(vector(&[3.0])).unwrap();
+    assert_eq!(sampler.state().to_f64(), [4.0], "2 * 3 - 2");
+    assert_eq!(mine.to_f64(), [100.0]);
+    assert_eq!(sampler.set_state(&mine).unwrap_err().status, Status::WrongState);
 }
 
 #[test]

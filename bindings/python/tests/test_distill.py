@@ -112,7 +112,9 @@ def test_options_out_of_range_are_refused(options, words, mixture):
 
 
 def test_x_t_must_fit(mixture):
-    with pytest.raises(lmsd.Error, match=r"begin returned shape \[1, 2, 3\]; it must be \[32, 2, 3\]"):
+    with pytest.raises(
+        lmsd.Error, match=r"begin returned a tensor of shape \[1, 2, 3\]; it must be \[32, 2, 3\]"
+    ):
         lmsd.distill(mixture.model, lambda batch: np.zeros((1, 2, 3)), mixture.like, progress=False)
 
 

@@ -28,11 +28,12 @@ SCHEDULES = [
 ]
 
 
-def loop(schedule, x, model):
-    """The recurrence, as its definition reads."""
+def loop(schedule, x, model, replace=lambda x, sigma: x):
+    """The recurrence, as its definition reads; `replace` changes each state before it is used."""
     sigmas, history = schedule.sigmas, []
     x = sigmas[0] / schedule.sigma_start * x
     for n in range(schedule.nfe):
+        x = replace(x, sigmas[n])
         history.insert(0, model(x, schedule.scales[n] * sigmas[n]))
         r = sigmas[n + 1] / sigmas[n]
         g = 1 - r if r != 1 else 1
@@ -218,18 +219,30 @@ def test_tensors_that_cannot_be_sampled_are_refused(x, words):
 @pytest.mark.parametrize(
     ("x", "model", "words"),
     [
-        (np.ones((2, 3)), lambda x, sigma: x[:1], r"the model returned shape \[1, 3\]; it must be \[2, 3\]"),
-        (torch.ones(2, 3), lambda x, sigma: x[:, :1], r"the model returned shape \[2, 1\]"),
+        (
+            np.ones((2, 3)),
+            lambda x, sigma: x[:1],
+            r"the model returned a tensor of shape \[1, 3\]; it must be \[2, 3\]",
+        ),
+        (torch.ones(2, 3), lambda x, sigma: x[:, :1], r"the model returned a tensor of shape \[2, 1\]"),
         (torch.ones(2, 3), lambda x, sigma: None, "the model returned NoneType"),
-        (torch.ones(2, 3), lambda x, sigma: x.to("meta"), "returned a tensor on meta; it must be on cpu"),
+        (
+            torch.ones(2, 3),
+            lambda x, sigma: x.to("meta"),
+            "the model returned a tensor on meta; it must be on cpu",
+        ),
     ],
 )
 def test_what_the_model_returns_must_fit(x, model, words):
     with pytest.raises(lmsd.Error, match=words):
         lmsd.sample(lmsd.solve(nfe=3), x, model)
-    with pytest.raises(lmsd.Error, match=words):
-        sampler = lmsd.Sampler(lmsd.solve(nfe=3), x)
+    sampler = lmsd.Sampler(lmsd.solve(nfe=3), x)
+    with pytest.raises(lmsd.Error, match=words.replace("the model returned", "denoised is")):
         sampler.step(model(*sampler.next()))
+    if (state := model(*sampler.next())) is not None:
+        with pytest.raises(lmsd.Error, match=words.replace("the model returned", "x is")):
+            sampler.step(x, state)
+    assert sampler.index == 0
 
 
 def test_a_prediction_that_is_not_finite_is_named(mixture):
@@ -264,6 +277,31 @@ def test_step_form_by_hand(mixture):
             past()
         assert raised.value.status == lmsd.Status.WRONG_STATE
     assert list(sampler) == []
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.made_by.get('solver')}-{s.nfe}")
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_the_caller_may_replace_the_state_between_steps(kind, schedule, mixture):
+    """As inpainting does: half of every state is another one, and the recurrence goes on from there."""
+    start, kept = mixture.begin(0), mixture.begin(1)[:2]
+    replaced = []
+
+    def painted(x, sigma):
+        x = np.asarray(x).copy()
+        x[:2] = 0.1 * sigma * kept
+        return x
+
+    sampler = lmsd.Sampler(schedule, kind(start))
+    for state, sigma in sampler:
+        own = kind(painted(state, schedule.sigmas[sampler.index]))
+        replaced.append((own, np.asarray(own).copy()))
+        sampler.step(mixture.model(own, sigma), own)
+    expected = loop(schedule, start, mixture.model, painted)
+    np.testing.assert_allclose(np.asarray(sampler.result), expected, rtol=0, atol=1e-12)
+    assert all((np.asarray(own) == before).all() for own, before in replaced)
+    with pytest.raises(lmsd.Error, match="over") as raised:
+        sampler.step(kind(start), kind(start))
+    assert raised.value.status == lmsd.Status.WRONG_STATE
 
 
 def test_a_loop_without_steps_is_refused(mixture):

@@ -231,7 +231,7 @@ class Schedule:
 
 def _model(host: Host, model: Callable):
     def callback(x, sigma, denoised):
-        host.bind(denoised, model(host.tensors[x], sigma), "the model")
+        host.bind(denoised, model(host.tensors[x], sigma), "the model returned")
 
     return callback
 
@@ -305,12 +305,20 @@ class Sampler:
             self._call.check(lib.lmsd_sampler_next(self._handle, byref(sigma), x))
             return self._host.tensors[x], sigma.value
 
-    def step(self, denoised) -> None:
+    def step(self, denoised, x=None) -> None:
         """Advances with the model's prediction at the present node, which is copied.
 
-        Refuses one that is not finite, and a step after the last; the sampler then stays where it is.
+        `x`: the caller's own state at this node, where it changed the one that `next` gave; it takes the
+        place of the sampler's before the update, and is copied. Its noise level is `schedule.sigmas[index]`.
+
+        Refuses a prediction that is not finite, and a step after the last; the sampler then stays at its
+        node.
         """
-        with self._borrowed(self._host.own(denoised, "the model")) as key:
+        denoised = self._host.own(denoised, "denoised is")
+        if x is not None:
+            with self._borrowed(self._host.own(x, "x is")) as key:
+                self._call.check(lib.lmsd_sampler_set_state(self._handle, key))
+        with self._borrowed(denoised) as key:
             self._call.check(lib.lmsd_sampler_step(self._handle, key))
 
     @property
@@ -401,7 +409,7 @@ def _problem(model, begin, like, progress, ranks=None):
     host = host_for(like)
 
     def on_begin(batch, x_t):
-        host.bind(x_t, begin(batch), "begin")
+        host.bind(x_t, begin(batch), "begin returned")
 
     def on_progress(told):
         told = {name: getattr(told.contents, name) for name, _ in _abi.Progress._fields_[1:]}

@@ -146,13 +146,13 @@ class Host:
         return key
 
     def bind(self, key: int, tensor, what: str) -> None:
-        """Binds what a function of the caller returned."""
+        """Binds a copy that is the host's own of a tensor of the caller's; `what` as "the model returned"."""
         self.tensors[key] = self.own(tensor, what)
 
     def fits(self, tensor, what: str) -> None:
         if tensor.shape != self.like.shape:
             raise Error(
-                f"{what} returned shape {list(tensor.shape)}; it must be {list(self.like.shape)}",
+                f"{what} a tensor of shape {list(tensor.shape)}; it must be {list(self.like.shape)}",
                 Status.INVALID_TENSOR,
             )
 
@@ -245,13 +245,11 @@ class Torch(Host):
     def own(self, tensor, what):
         """The tensor itself, not a copy."""
         if not isinstance(tensor, self.torch.Tensor):
-            raise Error(
-                f"{what} returned {type(tensor).__name__}; it must be a torch tensor", Status.INVALID_TENSOR
-            )
+            raise Error(f"{what} {type(tensor).__name__}; it must be a torch tensor", Status.INVALID_TENSOR)
         self.fits(tensor, what)
         if tensor.device != self.like.device:
             raise Error(
-                f"{what} returned a tensor on {tensor.device}; it must be on {self.like.device}",
+                f"{what} a tensor on {tensor.device}; it must be on {self.like.device}",
                 Status.INVALID_TENSOR,
             )
         return tensor.detach().to(self.like.dtype).contiguous()
