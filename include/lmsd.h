@@ -1,7 +1,7 @@
 /*
  * lmsd: few-step sampling of diffusion and flow models by distilled linear multistep solvers.
  *
- * Generated from src/ffi.rs and src/host.rs by cbindgen; a test checks that it is up to date.
+ * Generated from src/ffi and src/host.rs by cbindgen; a test checks that it is up to date.
  *
  * Conventions
  * - Handles are opaque: `_new` and the calls that write a handle make one, `_free` frees it, NULL

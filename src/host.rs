@@ -2,11 +2,11 @@
 //! Its comments are part of the manual in `include/lmsd.h`.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::mem::{MaybeUninit, offset_of};
 use std::ptr;
 
 use crate::error::{Error, Result, Status};
 use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors};
+use crate::{growing, sized};
 
 /// The host's own tensors: any framework, any device. Functions get `user_data` first, run on the
 /// thread of the call that needs them, keep no pointer after they return, and return 0 or, to
@@ -71,6 +71,13 @@ pub struct LmsdHost {
     pub elements: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *const c_void) -> usize>,
 }
 
+growing!(
+    LmsdHost,
+    "lmsd_host",
+    { struct_size, user_data, alloc, release, lincomb, gram, batch },
+    { error, alloc_many, elements }
+);
+
 /// A tensor of either kind.
 pub enum Handle {
     Cpu(CpuTensor),
@@ -111,10 +118,8 @@ impl Backend {
         if host.is_null() {
             return Ok(Self::Cpu);
         }
-        // SAFETY: the caller's promise; older versions end before these.
-        let older =
-            [offset_of!(LmsdHost, error), offset_of!(LmsdHost, alloc_many), offset_of!(LmsdHost, elements)];
-        let host = unsafe { read_sized(host, "host", "lmsd_host", &older) }?;
+        // SAFETY: the caller's promise.
+        let host = unsafe { sized::read(host, "host") }?;
         for (name, missing) in [
             ("alloc", host.alloc.is_none()),
             ("release", host.release.is_none()),
@@ -304,38 +309,4 @@ impl Tensors for Backend {
 
 pub(crate) fn null(what: &str) -> Error {
     Error::argument(format!("{what} is NULL"))
-}
-
-pub(crate) fn check_size(what: &str, given: usize, own: usize) -> Result<()> {
-    if given == own {
-        return Ok(());
-    }
-    Err(Error::argument(format!("struct_size of {what} is {given}; set it to sizeof({what}), here {own}")))
-}
-
-/// A struct that starts with its size, of this version or of an `older`, shorter one, whose sizes those are:
-/// what that lacks is 0 here.
-///
-/// # Safety
-/// `from` is NULL or readable for the size that it says. All bytes 0 are a valid `T`.
-pub(crate) unsafe fn read_sized<T: Copy>(
-    from: *const T,
-    what: &str,
-    name: &str,
-    older: &[usize],
-) -> Result<T> {
-    if from.is_null() {
-        return Err(null(what));
-    }
-    // SAFETY: such a struct starts with its size.
-    let size = unsafe { from.cast::<usize>().read() };
-    if !older.contains(&size) {
-        check_size(name, size, size_of::<T>())?;
-    }
-    let mut own = MaybeUninit::<T>::zeroed();
-    // SAFETY: `size` is at most that of T; the rest stays 0, which is valid by the caller's promise.
-    unsafe {
-        ptr::copy_nonoverlapping(from.cast::<u8>(), own.as_mut_ptr().cast(), size);
-        Ok(own.assume_init())
-    }
 }

@@ -21,6 +21,7 @@ pub mod libtorch;
 pub mod options;
 pub mod sample;
 pub mod schedule;
+pub mod sized;
 pub mod solver;
 pub mod tensor;
 #[cfg(feature = "torch")]

@@ -1,0 +1,19 @@
+//! The exports of the C ABI, by subject. The comments on them are the manual: cbindgen makes `include/lmsd.h` of
+//! them, of `host.rs` and of the other files that `tests/header.rs` names.
+//!
+//! ```text
+//! library  schedule  solvers  tensors  sample  distill   the exports, in the header's order
+//! problem    the host's side of a distillation
+//! guard      no panic leaves an export
+//! pointers   what C hands in
+//! ```
+
+mod distill;
+mod guard;
+mod library;
+mod pointers;
+mod problem;
+mod sample;
+mod schedule;
+mod solvers;
+mod tensors;

@@ -1,0 +1,171 @@
+//! The host's side of a distillation, and what it is told of it.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use super::sample::{LmsdModel, model_returned};
+use crate::distill::{Problem, Progress};
+use crate::error::{Error, Result, Status};
+use crate::host::{Backend, Handle, null, reason};
+use crate::{growing, sized};
+
+/// How far a distillation is.
+#[repr(C)]
+pub struct LmsdProgress {
+    /// `sizeof(lmsd_progress)` of the library.
+    pub struct_size: usize,
+    /// 0 teacher, 1 ranking the published solvers, 2 fitting, 3 growing by a node, 4 the plan is made: told
+    /// once, before the long part, with the calls and seconds that it will take.
+    pub phase: i32,
+    /// NFE of the schedule in work.
+    pub nfe: usize,
+    /// Batch calls of the model so far, the teacher's among them.
+    pub calls: u64,
+    /// How many there will be: until the plan is made those before it, then by the plan.
+    pub calls_expected: u64,
+    /// Best held-out distance at this NFE so far; infinite before the first.
+    pub distance: f64,
+    /// Held-out distance of the best of the strongest published field at this NFE; infinite before it is
+    /// known.
+    pub handcrafted: f64,
+    /// Estimated seconds to the end.
+    pub seconds_left: f64,
+    /// Trajectories in a batch: so many image-calls is one call.
+    pub batch: usize,
+    /// With the plan: how many times nearer to the teacher than the best of the strongest published field
+    /// similar runs have ended at `nfe`; infinite before.
+    pub gain_expected: f64,
+}
+
+/// The host's side of a distillation. Functions get `user_data` first, run on the calling thread,
+/// keep no pointer after they return, and return 0 or, to stop, anything else.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LmsdProblem {
+    /// Set to `sizeof(lmsd_problem)`.
+    pub struct_size: usize,
+    /// Handed to every function.
+    pub user_data: *mut c_void,
+    /// A tensor of the shape, dtype and device of one batch; its contents are not read.
+    pub like: *const c_void,
+    /// Makes batch `batch` current: writes its x_T (noise level `sigma_max`) and sets whatever the
+    /// model depends on (prompts, labels). The same index always gives the same batch. Fitted
+    /// batches count from 0, held-out ones from 2^20, those of `lmsd_compare` from 2^21.
+    pub begin: Option<unsafe extern "C" fn(user_data: *mut c_void, batch: u64, x_t: *mut c_void) -> c_int>,
+    /// The model, for the current batch.
+    pub model: LmsdModel,
+    /// Hears how far things are after every model call; nonzero ends the run, which then keeps
+    /// the best so far and succeeds. May be NULL.
+    pub progress:
+        Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const LmsdProgress) -> c_int>,
+    /// Which of `ranks` processes this one is, from 0, where several share a distillation. Each rank
+    /// calls the model for every `ranks`-th batch only; all need the same options, model and batches,
+    /// and get the same schedules, those of one rank that has all batches.
+    pub rank: usize,
+    /// How many processes share the distillation; 0 and 1 mean this one alone.
+    pub ranks: usize,
+    /// Adds up `count` values over all ranks, in place: the same call is made on every rank, and each
+    /// must get the same sums. Fits `MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_DOUBLE, MPI_SUM,
+    /// comm)`. Where a rank is lost it must return nonzero in finite time: the call then ends with
+    /// `LMSD_STATUS_STOPPED`. A rank that fails otherwise tells the others through it, and every rank
+    /// ends with its error. May be NULL on one rank.
+    pub sum: Option<unsafe extern "C" fn(user_data: *mut c_void, count: usize, values: *mut f64) -> c_int>,
+    /// Why the last function of this struct that returned nonzero did: returns a `lmsd_status` and
+    /// writes one sentence to `*text`, valid until the next one fails. The call's error, on every rank,
+    /// then says so. May be NULL.
+    pub error: Option<unsafe extern "C" fn(user_data: *mut c_void, text: *mut *const c_char) -> c_int>,
+}
+
+growing!(
+    LmsdProblem,
+    "lmsd_problem",
+    { struct_size, user_data, like, begin, model, progress },
+    { rank, ranks, sum, error }
+);
+
+/// The functions of a [`LmsdProblem`] that was looked through.
+pub(super) struct HostProblem(LmsdProblem);
+
+impl HostProblem {
+    /// # Safety
+    /// `problem` is NULL or valid.
+    pub(super) unsafe fn new(problem: *const LmsdProblem) -> Result<HostProblem> {
+        // SAFETY: the caller's promise.
+        let problem = unsafe { sized::read(problem, "problem") }?;
+        if problem.ranks > 1 && problem.sum.is_none() {
+            return Err(Error::argument(format!(
+                "problem->ranks is {} but problem->sum is NULL; ranks need a sum over all of them",
+                problem.ranks
+            )));
+        }
+        for (name, missing) in [("begin", problem.begin.is_none()), ("model", problem.model.is_none())] {
+            if missing {
+                return Err(null(&format!("problem->{name}")));
+            }
+        }
+        Ok(HostProblem(problem))
+    }
+
+    /// The tensor that gives the shape of a batch.
+    pub(super) fn like(&self, backend: &Backend) -> Result<Handle> {
+        // SAFETY: NULL or a tensor of the host that goes with this problem, as `lmsd_problem` says.
+        unsafe { backend.borrow(self.0.like, "problem->like") }
+    }
+
+    fn said(&self, code: c_int, what: impl Fn() -> String) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        // SAFETY: `error` is NULL or as `lmsd_problem` says, and gets its own user data.
+        let reason = unsafe { reason(self.0.error, self.0.user_data) };
+        let (status, text) = reason.unwrap_or((Status::Stopped, String::new()));
+        let colon = if text.is_empty() { "" } else { ": " };
+        Err(Error::new(status, format!("{}{colon}{text}", what())))
+    }
+}
+
+impl Problem<Handle> for HostProblem {
+    fn begin(&mut self, batch: u64, x_t: &mut Handle) -> Result<()> {
+        let begin = self.0.begin.expect("checked by HostProblem::new");
+        // SAFETY: a `begin` as `lmsd_problem` says gets its own user data and a tensor of its host.
+        let code = unsafe { begin(self.0.user_data, batch, x_t.pointer()) };
+        self.said(code, || format!("the begin callback returned {code} at batch {batch}"))
+    }
+
+    fn denoise(&mut self, x: &Handle, sigma: f64, denoised: &mut Handle) -> Result<()> {
+        let model = self.0.model.expect("checked by HostProblem::new");
+        // SAFETY: a `lmsd_model` gets its own user data and two tensors of its host.
+        let code = unsafe { model(self.0.user_data, x.pointer(), sigma, denoised.pointer()) };
+        self.said(code, || model_returned(code, sigma))
+    }
+
+    fn progress(&mut self, p: &Progress) -> bool {
+        let Some(progress) = self.0.progress else { return true };
+        let told = LmsdProgress {
+            struct_size: size_of::<LmsdProgress>(),
+            phase: p.phase as i32,
+            nfe: p.nfe,
+            calls: p.calls,
+            calls_expected: p.calls_expected,
+            distance: p.distance,
+            handcrafted: p.handcrafted,
+            seconds_left: p.seconds_left,
+            batch: p.batch,
+            gain_expected: p.gain_expected,
+        };
+        // SAFETY: a `progress` as `lmsd_problem` says gets its own user data and a struct that stays during the call.
+        unsafe { progress(self.0.user_data, &told) == 0 }
+    }
+
+    fn ranks(&self) -> (usize, usize) {
+        (self.0.rank, self.0.ranks.max(1))
+    }
+
+    fn sum(&mut self, values: &mut [f64]) -> Result<()> {
+        let Some(sum) = self.0.sum else { return Ok(()) };
+        // SAFETY: a `sum` as `lmsd_problem` says gets its own user data and room for as many values as it is told.
+        let code = unsafe { sum(self.0.user_data, values.len(), values.as_mut_ptr()) };
+        self.said(code, || {
+            format!("the sum callback of rank {} returned {code}; is a rank lost?", self.0.rank)
+        })
+    }
+}
