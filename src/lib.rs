@@ -15,6 +15,7 @@ pub mod error;
 #[cfg(feature = "abi")]
 pub mod ffi;
 pub mod field;
+mod files;
 pub mod host;
 #[cfg(feature = "abi")]
 pub mod libtorch;

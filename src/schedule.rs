@@ -1,4 +1,4 @@
-//! The schedule: everything a multistep sampler is, as data, and its JSON file. Knows no tensors.
+//! The schedule: everything a multistep sampler is, as data. Knows no tensors; its JSON text is in `schedule/file.rs`.
 //!
 //! A schedule with N nodes (N = NFE, the number of model calls) turns a state at noise level
 //! `sigma_start` into one at `sigma_end`:
@@ -14,21 +14,14 @@
 //! The form is the design space of DLMS (OpenReview vkOFOUDLTn): prediction coefficients
 //! (`weights`), time steps (`sigma`) and time scaling factors (`scale`).
 
-use std::io::{Read, Write};
-use std::marker::PhantomData;
-use std::path::Path;
-use std::{fmt, fs};
+mod file;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+pub use self::file::{FORMAT, MAX_FILE_BYTES};
+pub(crate) use self::file::{Named, check_length};
 use crate::error::{Error, Result, Status};
 
-/// The file format that this library reads and writes.
-pub const FORMAT: u32 = 1;
-/// A schedule file is refused unread above this many bytes.
-pub const MAX_FILE_BYTES: u64 = 1 << 20;
 /// A schedule is refused above this many nodes.
 pub const MAX_NODES: usize = 1000;
 const MAX_SIGMA: f64 = 1e6;
@@ -173,43 +166,6 @@ pub struct Schedule {
     pub made_by: Option<MadeBy>,
 }
 
-/// The file, field by field.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    format: u32,
-    #[serde(default)]
-    name: Option<String>,
-    process: Process,
-    nfe: usize,
-    sigma_start: f64,
-    sigma_end: f64,
-    nodes: Vec<Named<Node>>,
-    #[serde(default)]
-    made_for: Option<Named<MadeFor>>,
-    #[serde(default)]
-    made_by: Option<Named<MadeBy>>,
-}
-
-/// A struct read from an object only: serde alone would take an array of its values, too.
-pub(crate) struct Named<T>(pub T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
-        struct Fields<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-            type Value = Named<T>;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object, {...}")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Named<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Named)
-            }
-        }
-        input.deserialize_map(Fields(PhantomData))
-    }
-}
-
 impl Schedule {
     /// A checked schedule. `sigma_start` is the noise level of the x_T that the host hands in (at
     /// least `nodes[0].sigma`), `sigma_end` that of the result (0 allowed, below the last node).
@@ -333,82 +289,6 @@ impl Schedule {
         Ok(())
     }
 
-    /// Reads a schedule from the text of its file. Refuses unknown fields and anything out of range.
-    pub fn from_json(text: &str) -> Result<Self> {
-        check_length(text.len() as u64)?;
-        let Named(file): Named<File> = serde_json::from_str(text).map_err(|e| {
-            let detail = e.to_string().chars().take(400).collect::<String>();
-            Error::schedule(format!("this is not a schedule of format {FORMAT}: {detail}"))
-        })?;
-        if file.format != FORMAT {
-            return Err(Error::schedule(format!(
-                "the file says format {}; this library reads format {FORMAT}",
-                file.format
-            )));
-        }
-        if file.nfe != file.nodes.len() {
-            return Err(Error::schedule(format!(
-                "nfe is {} but there are {} nodes; they must be equal",
-                file.nfe,
-                file.nodes.len()
-            )));
-        }
-        let nodes = file.nodes.into_iter().map(|n| n.0).collect();
-        let mut schedule = Self::new(file.process, file.sigma_start, file.sigma_end, nodes)?;
-        schedule.name = file.name;
-        schedule.made_for = file.made_for.map(|m| m.0);
-        schedule.made_by = file.made_by.map(|m| m.0);
-        Ok(schedule)
-    }
-
-    /// The text of the file: one line a node, every number exact to the last bit when read back.
-    pub fn to_json(&self) -> String {
-        fn js<T: Serialize>(value: &T) -> String {
-            serde_json::to_string(value).expect("plain data always serializes")
-        }
-        fn indented<T: Serialize>(value: &T) -> String {
-            let text = serde_json::to_string_pretty(value).expect("plain data always serializes");
-            text.replace('\n', "\n  ")
-        }
-        let mut fields = vec![format!("\"format\": {FORMAT}")];
-        if let Some(name) = &self.name {
-            fields.push(format!("\"name\": {}", js(name)));
-        }
-        fields.push(format!("\"process\": {}", js(&self.process)));
-        fields.push(format!("\"nfe\": {}", self.nfe()));
-        fields.push(format!("\"sigma_start\": {}", js(&self.sigma_start)));
-        fields.push(format!("\"sigma_end\": {}", js(&self.sigma_end)));
-        let nodes: Vec<String> = self.nodes.iter().map(|node| format!("    {}", js(node))).collect();
-        fields.push(format!("\"nodes\": [\n{}\n  ]", nodes.join(",\n")));
-        if let Some(made_for) = &self.made_for {
-            fields.push(format!("\"made_for\": {}", indented(made_for)));
-        }
-        if let Some(made_by) = &self.made_by {
-            fields.push(format!("\"made_by\": {}", indented(made_by)));
-        }
-        format!("{{\n  {}\n}}\n", fields.join(",\n  "))
-    }
-
-    /// Reads a schedule file; anything but a regular file of at most 1 MiB is refused unread.
-    pub fn load(path: &Path) -> Result<Self> {
-        let io = |e: std::io::Error| Error::new(Status::Io, format!("cannot read {}: {e}", path.display()));
-        let about = fs::metadata(path).map_err(io)?;
-        if !about.is_file() {
-            return Err(Error::new(Status::Io, format!("{} is not a regular file", path.display())));
-        }
-        check_length(about.len()).map_err(|e| e.in_file(path))?;
-        let mut bytes = Vec::new();
-        fs::File::open(path).map_err(io)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|e| Error::schedule(format!("this is not UTF-8 text: {e}")).in_file(path))?;
-        Self::from_json(text).map_err(|e| e.in_file(path))
-    }
-
-    /// Writes the file whole or not at all: into a temporary file beside it, then renamed.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        write_atomic(path, self.to_json().as_bytes())
-    }
-
     /// The schedule for a state that is at noise level `sigma` already, as image-to-image hosts have
     /// it: `sigma_end` < `sigma` <= `sigma_start`.
     ///
@@ -494,12 +374,6 @@ impl Schedule {
     }
 }
 
-impl Error {
-    fn in_file(self, path: &Path) -> Self {
-        Self::new(self.status, format!("{}: {}", path.display(), self.message))
-    }
-}
-
 /// Factors of the state (r) and of the weighted predictions (g) from `sigma` to `next`.
 pub fn advance(sigma: f64, next: f64) -> (f64, f64) {
     let g = (sigma - next) / sigma;
@@ -512,28 +386,4 @@ pub(crate) fn weights_between(before: &[f64], after: &[f64], sigma: f64, next: f
     let (r, g) = advance(sigma, next);
     let kept = |j: usize| before.get(j).map_or(0.0, |c| r * c);
     after.iter().enumerate().rev().map(|(j, c)| (c - kept(j)) / g).collect()
-}
-
-/// Refuses a text that is too long to be a schedule.
-pub(crate) fn check_length(bytes: u64) -> Result<()> {
-    if bytes <= MAX_FILE_BYTES {
-        return Ok(());
-    }
-    Err(Error::schedule(format!("the file has {bytes} bytes; a schedule has {MAX_FILE_BYTES} at most")))
-}
-
-/// Writes a file whole or not at all.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |e: std::io::Error| Error::new(Status::Io, format!("cannot write {}: {e}", path.display()));
-    let name = path.file_name().ok_or_else(|| {
-        Error::new(Status::Io, format!("cannot write {}: it names no file", path.display()))
-    })?;
-    let partial = path.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let written = fs::File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&partial, path));
-    written.map_err(|e| {
-        let _ = fs::remove_file(&partial);
-        io(e)
-    })
 }

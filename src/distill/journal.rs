@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, Status};
-use crate::schedule::write_atomic;
 
 /// A checkpoint larger than this is refused unread.
 const MAX_BYTES: u64 = 1 << 30;
@@ -85,48 +84,54 @@ fn io(path: &Path, e: std::io::Error) -> Error {
     Error::new(Status::Io, format!("checkpoint {}: {e}", path.display()))
 }
 
+/// The measurements in the text of a checkpoint, which ends with a whole line.
+fn records(path: &Path, head: &str, text: &str) -> Result<HashMap<u64, Record>> {
+    let mut lines = text.lines();
+    if lines.next() != Some(head) {
+        return Err(Error::new(
+            Status::Mismatch,
+            format!(
+                "checkpoint {} was made with other options, another shape or another version; \
+                 remove it or go on as before",
+                path.display()
+            ),
+        ));
+    }
+    let mut past = HashMap::new();
+    for (number, line) in lines.enumerate() {
+        let record: Record = serde_json::from_str(line).map_err(|e| {
+            let message = format!("checkpoint {}, line {}: {e}", path.display(), number + 2);
+            Error::new(Status::Io, message)
+        })?;
+        past.entry(record.key).or_insert(record);
+    }
+    Ok(past)
+}
+
 impl Journal {
     /// Opens a checkpoint, or starts one. `head` is one line that describes the run; a file with
     /// another one is refused. A last line that a kill cut short is dropped.
     pub fn open(path: &Path, head: &str) -> Result<Self> {
-        let mut past = HashMap::new();
-        match fs::metadata(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                write_atomic(path, format!("{head}\n").as_bytes())?;
-            }
-            Err(e) => return Err(io(path, e)),
-            Ok(about) if !about.is_file() || about.len() > MAX_BYTES => {
-                let message = format!("checkpoint {} is no regular file of at most 1 GiB", path.display());
-                return Err(Error::new(Status::Io, message));
-            }
-            Ok(_) => {
-                let mut text = String::new();
-                File::open(path).and_then(|mut f| f.read_to_string(&mut text)).map_err(|e| io(path, e))?;
-                let whole = text.rfind('\n').map_or(0, |end| end + 1);
-                let mut lines = text[..whole].lines();
-                if lines.next() != Some(head) {
-                    return Err(Error::new(
-                        Status::Mismatch,
-                        format!(
-                            "checkpoint {} was made with other options, another shape or another version; \
-                             remove it or go on as before",
-                            path.display()
-                        ),
-                    ));
-                }
-                for (number, line) in lines.enumerate() {
-                    let record: Record = serde_json::from_str(line).map_err(|e| {
-                        let message = format!("checkpoint {}, line {}: {e}", path.display(), number + 2);
-                        Error::new(Status::Io, message)
-                    })?;
-                    past.entry(record.key).or_insert(record);
-                }
-                if whole < text.len() {
-                    write_atomic(path, &text.as_bytes()[..whole])?;
-                }
-            }
+        let named = |e| io(path, e);
+        if fs::metadata(path).is_ok_and(|about| !about.is_file() || about.len() > MAX_BYTES) {
+            let message = format!("checkpoint {} is no regular file of at most 1 GiB", path.display());
+            return Err(Error::new(Status::Io, message));
         }
-        let file = OpenOptions::new().append(true).open(path).map_err(|e| io(path, e))?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(named)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(named)?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let past = if whole == 0 && head.starts_with(&text) {
+            // New, or cut short within its first line.
+            file.set_len(0).and_then(|()| file.write_all(format!("{head}\n").as_bytes())).map_err(named)?;
+            HashMap::new()
+        } else {
+            let past = records(path, head, &text[..whole])?;
+            if whole < text.len() {
+                file.set_len(whole as u64).map_err(named)?;
+            }
+            past
+        };
         Ok(Self { file: Some((path.into(), file)), past })
     }
 
@@ -154,5 +159,38 @@ impl Journal {
         let mut line = serde_json::to_string(record).expect("plain data always serializes");
         line.push('\n');
         file.write_all(line.as_bytes()).map_err(|e| io(path, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: u64) -> Record {
+        Record { kind: Kind::Trial, key, calls: [0, 3], seconds: 1.0, values: vec![Some(0.5)] }
+    }
+
+    /// Also where the disk is full: nothing is written in the place of what is cut off.
+    #[test]
+    fn wherever_it_is_cut_its_whole_lines_are_read_and_the_rest_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint");
+        let mut journal = Journal::open(&path, "head").unwrap();
+        (1..3).for_each(|key| journal.append(&record(key)).unwrap());
+        let whole = fs::read(&path).unwrap();
+        let lines: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').map(|at| at + 1).collect();
+        for length in 0..=whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let journal = Journal::open(&path, "head").unwrap();
+            let kept = lines.iter().rev().find(|end| **end <= length).unwrap_or(&lines[0]);
+            assert_eq!(fs::read(&path).unwrap(), whole[..*kept], "cut at {length}");
+            assert_eq!(journal.keys().len(), lines[1..].iter().filter(|end| **end <= length).count());
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+        assert_eq!(Journal::open(&path, "other").err().unwrap().status, Status::Mismatch);
+        fs::write(&path, "something else").unwrap();
+        assert_eq!(Journal::open(&path, "head").err().unwrap().status, Status::Mismatch);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "something else");
+        assert_eq!(Journal::open(folder.path(), "head").err().unwrap().status, Status::Io);
     }
 }
