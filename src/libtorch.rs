@@ -5,24 +5,49 @@
 //! operation, so the version is asked for first (`aoti_torch_abi_version`, part of libtorch's stable C
 //! interface), and no library is opened whose name, `liblmsd_torch_<major>_<minor>`, says another one.
 
+mod loader;
+
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
+
+use once_cell::sync::OnceCell;
 
 use crate::error::{Error, Result, Status};
 use crate::host::LmsdHost;
 
+/// A library of tensors. It stays loaded for good: libtorch keeps addresses in it.
+struct Loaded {
+    path: PathBuf,
+    table: &'static LmsdHost,
+}
+
+// SAFETY: the table is static and never written to; its functions are called as every host's are.
+unsafe impl Send for Loaded {}
+// SAFETY: likewise.
+unsafe impl Sync for Loaded {}
+
+/// The one of this process, as it has one libtorch. A failure leaves it open: the host may load
+/// libtorch, or name another file, and ask again.
+static LOADED: OnceCell<Loaded> = OnceCell::new();
+
 /// The table of functions of the library that fits: `library`, or the one beside this library's own file.
 /// It stays loaded for good.
-#[cfg(unix)]
+///
+/// # Errors
+/// `WrongState` where the process has no libtorch; `Mismatch` where the library is not for that one, is not
+/// there, is of another lmsd, or is not the one that the process has loaded before; `Io` where it cannot be
+/// loaded.
 pub fn host(library: Option<&Path>) -> Result<&'static LmsdHost> {
-    let (major, minor) = loaded()?;
-    let name = format!("lmsd_torch_{major}_{minor}");
-    let file = format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let (major, minor) = version()?;
+    let file = format!("{DLL_PREFIX}lmsd_torch_{major}_{minor}{DLL_SUFFIX}");
+    let named = |e| Error::new(Status::Io, format!("the path of {file} cannot be found: {e}"));
     let library = match library {
-        Some(path) => path.to_path_buf(),
-        None => beside(&file)?,
+        // Not by its bare name, which the loader would look for elsewhere.
+        Some(path) => std::path::absolute(path).map_err(named)?,
+        None => loader::own_path().map_err(named)?.with_file_name(&file),
     };
-    let stem = library.file_stem().unwrap_or_default().to_string_lossy();
-    if stem.strip_prefix(std::env::consts::DLL_PREFIX) != Some(name.as_str()) {
+    if library.file_name() != Some(file.as_ref()) {
         return Err(mismatch(format!(
             "this process has libtorch {major}.{minor}, and {} is not made for that; it takes {file}",
             library.display()
@@ -36,12 +61,15 @@ pub fn host(library: Option<&Path>) -> Result<&'static LmsdHost> {
             library.display()
         )));
     }
-    open::table(&library)
-}
-
-#[cfg(not(unix))]
-pub fn host(_library: Option<&Path>) -> Result<&'static LmsdHost> {
-    Err(mismatch("a loaded libtorch cannot be found on this system; pass the host's own tensors".into()))
+    let loaded = LOADED.get_or_try_init(|| load(library.clone()))?;
+    if !same_file(&loaded.path, &library) {
+        return Err(mismatch(format!(
+            "this process has loaded {} already; it cannot take {} as well",
+            loaded.path.display(),
+            library.display()
+        )));
+    }
+    Ok(loaded.table)
 }
 
 fn mismatch(message: String) -> Error {
@@ -49,110 +77,62 @@ fn mismatch(message: String) -> Error {
 }
 
 /// Major and minor version of the libtorch that is loaded.
-#[cfg(unix)]
-fn loaded() -> Result<(u64, u64)> {
-    let name = if cfg!(target_os = "macos") { c"@rpath/libtorch_cpu.dylib" } else { c"libtorch_cpu.so" };
-    let Some(libtorch) = open::loaded(name) else {
+fn version() -> Result<(u64, u64)> {
+    let Some(libtorch) = loader::already_loaded(loader::LIBTORCH) else {
         return Err(Error::new(
             Status::WrongState,
             "this process has no libtorch; load it first (import torch, or link it): this library loads none",
         ));
     };
-    let Some(version) = open::symbol(libtorch, c"aoti_torch_abi_version") else {
+    // SAFETY: uint64_t aoti_torch_abi_version(void), of a library that stays loaded.
+    let version = unsafe { libtorch.get::<extern "C" fn() -> u64>(b"aoti_torch_abi_version\0") };
+    let Ok(version) = version.map(|version| version()) else {
         return Err(mismatch(
             "the libtorch of this process does not say its version; it is older than any that is supported"
                 .into(),
         ));
     };
-    // SAFETY: uint64_t aoti_torch_abi_version(void), the version's parts in its bytes from the highest on.
-    let version = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> u64>(version) }();
+    // The version's parts are in its bytes, from the highest on.
     Ok((version >> 56, version >> 48 & 0xff))
 }
 
-/// A file in the folder of the library that this code is in.
-#[cfg(unix)]
-fn beside(file: &str) -> Result<PathBuf> {
-    let own = open::own_path().ok_or_else(|| mismatch("the path of liblmsd cannot be found".into()))?;
-    Ok(own.with_file_name(file))
-}
-
 /// Names of the libraries of tensors in the folder of one that is not there.
-#[cfg(unix)]
 fn others(library: &Path) -> Vec<String> {
-    let prefix = format!("{}lmsd_torch_", std::env::consts::DLL_PREFIX);
+    let prefix = format!("{DLL_PREFIX}lmsd_torch_");
     let files = library.parent().and_then(|folder| folder.read_dir().ok()).into_iter().flatten().flatten();
     let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with(&prefix) && name.ends_with(std::env::consts::DLL_SUFFIX)).collect()
+    names.filter(|name| name.starts_with(&prefix) && name.ends_with(DLL_SUFFIX)).collect()
 }
 
-/// The dynamic loader.
-#[cfg(unix)]
-mod open {
-    use std::ffi::{CStr, CString, OsStr, c_char, c_void};
-    use std::os::unix::ffi::OsStrExt;
-    use std::path::{Path, PathBuf};
+fn same_file(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
 
-    use super::{Error, LmsdHost, Result, Status, mismatch};
-
-    pub fn loaded(name: &CStr) -> Option<*mut c_void> {
-        // SAFETY: loads nothing.
-        let found = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
-        (!found.is_null()).then_some(found)
+fn load(path: PathBuf) -> Result<Loaded> {
+    // SAFETY: the library that goes with this one and with the libtorch that is loaded.
+    let library = unsafe { loader::load(&path) }
+        .map_err(|e| Error::new(Status::Io, format!("{} cannot be loaded: {e}", path.display())))?;
+    // SAFETY: the two exports of bindings/torch.
+    let exports = unsafe {
+        let version = library.get::<extern "C" fn() -> *const c_char>(b"lmsd_torch_version\0");
+        let table = library.get::<extern "C" fn() -> *const LmsdHost>(b"lmsd_torch_table\0");
+        version.and_then(|version| Ok((version(), table?)))
+    };
+    let none = || mismatch(format!("{} is no library of tensors for lmsd", path.display()));
+    let (version, table) = exports.map_err(|_| none())?;
+    if version.is_null() {
+        return Err(none());
     }
-
-    pub fn symbol(library: *mut c_void, name: &CStr) -> Option<*mut c_void> {
-        // SAFETY: a library that stays loaded.
-        let found = unsafe { libc::dlsym(library, name.as_ptr()) };
-        (!found.is_null()).then_some(found)
+    // SAFETY: not null, a static text.
+    let version = unsafe { CStr::from_ptr(version) }.to_string_lossy();
+    let own = env!("CARGO_PKG_VERSION");
+    if version != own {
+        return Err(mismatch(format!(
+            "{} is of lmsd {version}, this library of {own}; take both from one release",
+            path.display()
+        )));
     }
-
-    pub fn own_path() -> Option<PathBuf> {
-        // SAFETY: plain data, which dladdr fills in.
-        let mut about: libc::Dl_info = unsafe { std::mem::zeroed() };
-        // SAFETY: an address in this library.
-        if unsafe { libc::dladdr(own_path as *const c_void, &mut about) } == 0 || about.dli_fname.is_null() {
-            return None;
-        }
-        // SAFETY: a text that lives as long as this library.
-        let path = unsafe { CStr::from_ptr(about.dli_fname) };
-        Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
-    }
-
-    fn last_error() -> String {
-        // SAFETY: null, or a text that is valid until this thread's next call.
-        let text = unsafe { libc::dlerror().as_ref().map(|text| CStr::from_ptr(text)) };
-        text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
-    }
-
-    /// Loads a library of tensors, without giving its symbols to others, and never unloads it: libtorch
-    /// keeps addresses in it.
-    pub fn table(path: &Path) -> Result<&'static LmsdHost> {
-        let io = |text: String| Error::new(Status::Io, format!("{}: {text}", path.display()));
-        let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| io(e.to_string()))?;
-        // SAFETY: the library that goes with this one and with the libtorch that is loaded.
-        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if library.is_null() {
-            return Err(io(last_error()));
-        }
-        let (Some(version), Some(table)) =
-            (symbol(library, c"lmsd_torch_version"), symbol(library, c"lmsd_torch_table"))
-        else {
-            return Err(mismatch(format!("{} is no library of tensors for lmsd", path.display())));
-        };
-        // SAFETY: the two exports of bindings/torch.
-        let (version, table) = unsafe {
-            let version = std::mem::transmute::<*mut c_void, extern "C" fn() -> *const c_char>(version)();
-            let table = std::mem::transmute::<*mut c_void, extern "C" fn() -> *const LmsdHost>(table);
-            (CStr::from_ptr(version).to_string_lossy(), table)
-        };
-        let own = env!("CARGO_PKG_VERSION");
-        if version != own {
-            return Err(mismatch(format!(
-                "{} is of lmsd {version}, this library of {own}; take both from one release",
-                path.display()
-            )));
-        }
-        // SAFETY: static, of this version's layout.
-        Ok(unsafe { &*table() })
-    }
+    // SAFETY: null or static, of this version's layout.
+    let table = unsafe { table().as_ref() }.ok_or_else(none)?;
+    Ok(Loaded { table, path })
 }

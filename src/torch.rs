@@ -448,14 +448,13 @@ fn check_cuda(index: usize) -> Result<()> {
 /// stays loaded.
 #[cfg(target_os = "linux")]
 fn open_cuda() -> std::result::Result<(), String> {
-    use std::ffi::CStr;
+    use std::error::Error;
+
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     // SAFETY: the library of the libtorch that is loaded already; its constructors register operations.
-    if !unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
-        return Ok(());
-    }
-    // SAFETY: null, or a text that is valid until this thread's next call.
-    let why = unsafe { libc::dlerror().as_ref().map(|text| CStr::from_ptr(text)) };
-    Err(why.map_or_else(String::new, |text| text.to_string_lossy().into_owned()))
+    let opened = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+    let reason = |e: libloading::Error| e.source().map_or_else(|| e.to_string(), |source| source.to_string());
+    opened.map(std::mem::forget).map_err(reason)
 }
 
 #[cfg(not(target_os = "linux"))]
