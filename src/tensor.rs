@@ -3,6 +3,7 @@
 
 mod element;
 mod kernels;
+mod threads;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::c_void;

@@ -8,6 +8,7 @@ use super::CpuTensor;
 #[cfg(target_arch = "x86_64")]
 use super::element::Avx2;
 use super::element::{BLOCK, Baseline, Block, Element, Isa, Wide};
+use super::threads::Threads;
 
 /// Linear combinations that move fewer bytes than this stay on the calling thread, which is done
 /// before sleeping threads have woken up (some 60 us).
@@ -152,12 +153,11 @@ pub unsafe fn lincomb<T: Element>(out: &mut CpuTensor, terms: &[(f64, &CpuTensor
         }
         combination.run::<T, Baseline>(from, to)
     };
-    if bytes < THREADS_FROM_BYTES {
-        run(0, len);
-    } else {
-        let chunk = CHUNK_BYTES / size_of::<T>();
-        (0..len.div_ceil(chunk)).into_par_iter().for_each(|i| run(i * chunk, len.min((i + 1) * chunk)));
-    }
+    let threads = if bytes < THREADS_FROM_BYTES { None } else { Threads::get() };
+    let Some(threads) = threads else { return run(0, len) };
+    let chunk = CHUNK_BYTES / size_of::<T>();
+    let chunks = (0..len.div_ceil(chunk)).into_par_iter();
+    threads.run(|| chunks.for_each(|i| run(i * chunk, len.min((i + 1) * chunk))));
 }
 
 /// Some elements of one column, widened.
@@ -269,12 +269,14 @@ pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Vec<f64> {
     };
     let mut sums = vec![0.0; trajectories * pieces * k * k];
     let products = step * k * k / 2 + 1;
-    if products * pieces * trajectories < THREADS_FROM_PRODUCTS {
+    let few = products * pieces * trajectories < THREADS_FROM_PRODUCTS;
+    if let Some(threads) = if few { None } else { Threads::get() } {
+        let at_least = THREADS_FROM_PRODUCTS.div_ceil(products);
+        let all = sums.par_chunks_mut(k * k).enumerate().with_min_len(at_least);
+        threads.run(|| all.for_each_init(strips, piece));
+    } else {
         let mut strips = strips();
         sums.chunks_mut(k * k).enumerate().for_each(|item| piece(&mut strips, item));
-    } else {
-        let at_least = THREADS_FROM_PRODUCTS.div_ceil(products);
-        sums.par_chunks_mut(k * k).enumerate().with_min_len(at_least).for_each_init(strips, piece);
     }
 
     let mut gram = if pieces == 1 { sums } else { add_pieces(&sums, pieces, k * k) };

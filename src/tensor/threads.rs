@@ -1,0 +1,49 @@
+//! The threads that large tensors are worked on with, or none where the system gives none.
+
+use parking_lot::Mutex;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// The pool of this library, with the process that it is of. A lock of `parking_lot`: a panic while it
+/// is held leaves it usable, which of the standard library's is not so.
+static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
+
+/// Threads to work on.
+pub enum Threads {
+    /// Those of the pool that the calling thread is of: a Rust program's own.
+    Callers,
+    /// Those of this library.
+    Own(&'static ThreadPool),
+}
+
+impl Threads {
+    /// None where no threads can be made: then the calling thread does all, and the next call tries again.
+    pub fn get() -> Option<Self> {
+        if rayon::current_thread_index().is_some() {
+            return Some(Self::Callers);
+        }
+        pool().map(Self::Own)
+    }
+
+    /// Runs `work`, whose parallel iterators take these threads.
+    pub fn run(self, work: impl FnOnce() + Send) {
+        match self {
+            Self::Callers => work(),
+            Self::Own(pool) => pool.install(work),
+        }
+    }
+}
+
+/// The pool of this process, with as many threads as it may use cores (or `RAYON_NUM_THREADS` says). A child of
+/// fork has the memory of its parent's pool and none of its threads, so it gets one of its own.
+fn pool() -> Option<&'static ThreadPool> {
+    let process = std::process::id();
+    let mut pool = POOL.lock();
+    if let Some((_, pool)) = pool.filter(|(of, _)| *of == process) {
+        return Some(pool);
+    }
+    let made = ThreadPoolBuilder::new().thread_name(|index| format!("lmsd {index}")).build().ok()?;
+    // Never taken down: that of a parent cannot be, and threads may be at work when the process ends.
+    let made: &'static ThreadPool = Box::leak(Box::new(made));
+    *pool = Some((process, made));
+    Some(made)
+}
