@@ -204,7 +204,7 @@ impl Schedule {
         self.nodes.get(n).map_or(self.sigma_end, |node| node.sigma)
     }
 
-    /// The noise level that the model is told at node `n`.
+    /// The noise level that the model is called at, at node `n`.
     pub fn model_sigma(&self, n: usize) -> f64 {
         self.nodes[n].scale * self.nodes[n].sigma
     }

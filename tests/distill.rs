@@ -97,7 +97,7 @@ struct Mixture<'a> {
     /// Stop by progress, or fail in the model, at this call.
     stop_at: Option<u64>,
     fail_at: Option<u64>,
-    told: RefCell<Vec<Progress>>,
+    reports: RefCell<Vec<Progress>>,
     team: Option<(usize, &'a Team)>,
 }
 
@@ -105,8 +105,8 @@ impl Mixture<'_> {
     fn new(process: Process) -> Self {
         let mut noise = Noise(7);
         let means = (0..12).map(|_| std::array::from_fn(|_| noise.normal())).collect();
-        let (calls, told) = (Cell::new(0), RefCell::default());
-        Self { means, process, calls, stop_at: None, fail_at: None, told, team: None }
+        let (calls, reports) = (Cell::new(0), RefCell::default());
+        Self { means, process, calls, stop_at: None, fail_at: None, reports, team: None }
     }
 
     fn denoised(&self, x: &[f64], sigma: f64) -> Vec<f64> {
@@ -160,7 +160,7 @@ impl Problem<CpuTensor> for Mixture<'_> {
     }
 
     fn progress(&mut self, progress: &Progress) -> bool {
-        self.told.borrow_mut().push(*progress);
+        self.reports.borrow_mut().push(*progress);
         self.stop_at != Some(self.calls.get())
     }
 
@@ -184,6 +184,11 @@ fn config(process: Process) -> Config {
 
 fn run(config: &Config) -> Distilled {
     distill(&Cpu, config, &like(), &mut Mixture::new(config.process)).unwrap()
+}
+
+/// The calls of a run: by the teacher, by others, and those of them that ranked.
+fn account(distilled: &Distilled) -> [u64; 3] {
+    [distilled.teacher_calls, distilled.model_calls, distilled.ranking_calls]
 }
 
 fn nodes(distilled: &Distilled) -> Vec<String> {
@@ -311,17 +316,17 @@ fn a_stop_keeps_the_best_so_far_and_a_failure_is_carried_out() {
 fn progress_counts_every_call_and_its_estimate_is_no_idle_one() {
     let mut mixture = Mixture::new(Process::Ve);
     let distilled = distill(&Cpu, &config(Process::Ve), &like(), &mut mixture).unwrap();
-    let (plans, told): (Vec<_>, Vec<_>) =
-        mixture.told.into_inner().into_iter().partition(|told| told.phase == Phase::Plan);
-    assert_eq!(told.len() as u64, distilled.teacher_calls + distilled.model_calls);
-    assert!(told.windows(2).all(|p| p[1].calls == p[0].calls + 1));
+    let (plans, reports): (Vec<_>, Vec<_>) =
+        mixture.reports.into_inner().into_iter().partition(|report| report.phase == Phase::Plan);
+    assert_eq!(reports.len() as u64, distilled.teacher_calls + distilled.model_calls);
+    assert!(reports.windows(2).all(|p| p[1].calls == p[0].calls + 1));
     let [plan] = plans.as_slice() else { panic!("{} plans", plans.len()) };
-    assert!(told.iter().all(|told| told.phase != Phase::Fit || told.calls > plan.calls));
+    assert!(reports.iter().all(|report| report.phase != Phase::Fit || report.calls > plan.calls));
     assert!(plan.seconds_left > 0.0 && plan.seconds_left.is_finite());
-    assert!(plan.calls < told.len() as u64 / 2 && plan.batch == BATCH && plan.gain_expected > 1.0);
-    let guess = plan.calls_expected as f64 / told.len() as f64;
+    assert!(plan.calls < reports.len() as u64 / 2 && plan.batch == BATCH && plan.gain_expected > 1.0);
+    let guess = plan.calls_expected as f64 / reports.len() as f64;
     assert!((0.7..1.5).contains(&guess), "{guess} of the calls expected by the plan");
-    assert!(told[told.len() / 2].seconds_left > 0.0);
+    assert!(reports[reports.len() / 2].seconds_left > 0.0);
 }
 
 #[test]
@@ -336,6 +341,7 @@ fn a_killed_run_resumes_to_the_same_schedule_from_wherever_it_was_cut() {
         let mut mixture = Mixture::new(Process::Ve);
         let again = distill(&Cpu, &config, &like(), &mut mixture).unwrap();
         assert_eq!(nodes(&again), nodes(&full), "cut at {part}/10");
+        assert_eq!(account(&again), account(&full), "cut at {part}/10");
         assert!(std::fs::read(&path).unwrap().len() > text.len() / 2);
         assert!(mixture.calls.get() < full.teacher_calls + full.model_calls);
     }
@@ -445,7 +451,9 @@ fn a_killed_run_resumes_on_another_number_of_ranks() {
     for part in [2, 6] {
         std::fs::write(&path, &text[..text.len() * part / 10]).unwrap();
         for (found, calls) in Team::new(2).run(|_| config.clone(), |_, _| ()) {
-            assert_eq!(nodes(&found.unwrap()), nodes(&full), "cut at {part}/10");
+            let found = found.unwrap();
+            assert_eq!(nodes(&found), nodes(&full), "cut at {part}/10");
+            assert_eq!(account(&found), account(&full), "cut at {part}/10");
             let most = (full.teacher_calls + full.model_calls) * 7 / 10;
             assert!(calls < most, "{calls} of {most} from {part}/10 on");
         }
@@ -594,12 +602,14 @@ fn killed_anywhere_it_ends_alike() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.jsonl");
     let config = Config { nfe: 3, checkpoint: Some(path.clone()), ..config(Process::Ve) };
-    let full = nodes(&run(&config));
+    let full = run(&config);
     let text = std::fs::read(&path).unwrap();
     let mut noise = Noise(11);
     for _ in 0..50 {
         let at = (noise.uniform() * text.len() as f64) as usize;
         std::fs::write(&path, &text[..at.max(text.iter().position(|b| *b == b'\n').unwrap() + 1)]).unwrap();
-        assert_eq!(nodes(&run(&config)), full, "cut at {at} of {}", text.len());
+        let again = run(&config);
+        assert_eq!(nodes(&again), nodes(&full), "cut at {at} of {}", text.len());
+        assert_eq!(account(&again), account(&full), "cut at {at} of {}", text.len());
     }
 }

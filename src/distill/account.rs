@@ -1,4 +1,4 @@
-//! The account of a run: calls made, seconds gone, limits, and what the host is told of all that. Knows
+//! The account of a run: calls made, seconds gone, limits, and what the host hears of all that. Knows
 //! nothing of what the calls are for.
 
 use std::time::Instant;
@@ -8,7 +8,7 @@ use super::{Config, Phase, Progress};
 
 /// Whose call it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub enum Caller {
     Teacher = 0,
     Student = 1,
 }
@@ -27,6 +27,10 @@ pub struct Account {
     own: [u64; 2],
     /// Calls that this process itself made, and the seconds since the first of them.
     live: (u64, Option<Instant>),
+    /// The calls now made were made and counted by the run that this one resumes: they give back tensors
+    /// that were lost with it. They count as time only, so that a run has the account, and takes the
+    /// decisions, of one that was never interrupted.
+    pub again: bool,
     pub callback_seconds: f64,
     pub progress: Progress,
     /// Why the run was ended, once it was.
@@ -44,6 +48,7 @@ impl Account {
             shared: [0; 2],
             own: [0; 2],
             live: (0, None),
+            again: false,
             callback_seconds: 0.0,
             progress: Progress {
                 phase: Phase::Teacher,
@@ -65,7 +70,7 @@ impl Account {
     }
 
     /// Calls of all ranks up to the last measurement.
-    pub fn calls(&self, by: By) -> u64 {
+    pub fn calls(&self, by: Caller) -> u64 {
         self.shared[by as usize]
     }
 
@@ -76,7 +81,7 @@ impl Account {
     /// The limit that is reached, if one is.
     pub fn limit(&self) -> Option<Stop> {
         let used = self.all_calls() + self.own.iter().sum::<u64>() * self.ranks;
-        if self.max_calls.is_some_and(|limit| used >= limit) {
+        if !self.again && self.max_calls.is_some_and(|limit| used >= limit) {
             return Some(Stop::Calls);
         }
         self.max_seconds.filter(|limit| self.seconds() >= *limit).map(|_| Stop::Seconds)
@@ -88,15 +93,15 @@ impl Account {
     }
 
     /// After it.
-    pub fn called(&mut self, by: By) {
-        self.own[by as usize] += 1;
+    pub fn called(&mut self, by: Caller) {
+        self.own[by as usize] += u64::from(!self.again);
         self.live.0 += 1;
         let calls = self.all_calls() + self.own.iter().sum::<u64>() * self.ranks;
         self.progress.calls = self.progress.calls.max(calls);
         self.expect(self.progress.calls_expected);
     }
 
-    /// There will be so many calls in all: what the host is told of the time follows from that.
+    /// There will be so many calls in all: the time that is reported follows from that.
     pub fn expect(&mut self, calls: u64) {
         self.progress.calls_expected = calls.max(self.progress.calls);
         let left = (self.progress.calls_expected - self.progress.calls) as f64;

@@ -32,8 +32,8 @@ struct Table {
     model: String,
     nfe: usize,
     sigmas: Vec<f64>,
-    /// The noise levels that the model is told.
-    told: Vec<f64>,
+    /// The noise levels that the model is called at.
+    model_sigmas: Vec<f64>,
     /// Coefficients of the predictions so far in the state after each node.
     states: Vec<Vec<f64>>,
 }
@@ -75,20 +75,21 @@ impl Table {
         sigmas.push(end);
         let mut nodes = Vec::with_capacity(self.nfe);
         let mut before: Vec<f64> = Vec::new();
-        for (n, (state, told)) in self.states.iter().zip(&self.told).enumerate() {
+        for (n, (state, model_sigma)) in self.states.iter().zip(&self.model_sigmas).enumerate() {
             let (sigma, next) = (sigmas[n], sigmas[n + 1]);
             if sigma <= 1.001 * next {
                 return None;
             }
-            let told = if n == 0 && !config.fit_start { top } else { level(*told) };
-            let told = if config.fit_scales { told.clamp(config.sigma_min, top) } else { sigma };
+            let model_sigma = if n == 0 && !config.fit_start { top } else { level(*model_sigma) };
+            let model_sigma =
+                if config.fit_scales { model_sigma.clamp(config.sigma_min, top) } else { sigma };
             let alpha = if flow { 1.0 - next } else { 1.0 };
             let state: Vec<f64> = state.iter().map(|c| alpha * c).collect();
             let mut weights = weights_between(&before, &state, sigma, next);
             if config.weight_sums == WeightSums::Affine {
                 weights[0] = 1.0 - weights[1..].iter().sum::<f64>();
             }
-            nodes.push(Node { sigma, scale: told / sigma, weights });
+            nodes.push(Node { sigma, scale: model_sigma / sigma, weights });
             before = state;
         }
         let mut schedule = Schedule::new(config.process, top, end, nodes).ok()?;

@@ -3,10 +3,10 @@
 
 use nalgebra::{Cholesky, DMatrix};
 
-use super::bench::Bench;
-use super::jacobian::Fitting;
-use super::optimise::{Measurements, Normal};
-use super::unknowns::{Kind, Unknowns, inserted};
+use super::evaluator::Evaluator;
+use super::fitting::Fitting;
+use super::optimise::{Normal, Objective};
+use super::unknowns::{Parameter, Unknowns, inserted};
 use crate::error::Result;
 use crate::schedule::Schedule;
 use crate::tensor::Tensors;
@@ -17,27 +17,27 @@ const DAMPING: f64 = 0.1;
 /// `below` with one node more, at the gap where the quadratic model promises most. None where there is
 /// no room. Takes its trajectories from batch `first` on, whose end points are known.
 pub fn grown<B: Tensors>(
-    bench: &mut Bench<B>,
+    eval: &mut Evaluator<B>,
     below: &Schedule,
     goal: &Schedule,
     first: u64,
     trajectories: usize,
 ) -> Result<Option<Schedule>> {
-    let config = bench.config;
+    let config = eval.config;
     let mut best: Option<(f64, Schedule)> = None;
     for gap in usize::from(!config.fit_start)..=below.nfe() {
         let Some(start) = inserted(config, below, gap)? else { continue };
         let mut unknowns = Unknowns::of(config, &start)?;
-        unknowns.list.retain(|unknown| match unknown.kind {
-            Kind::Coefficient(age) => unknown.node == gap + age,
-            Kind::Weight(age) => unknown.node == gap || unknown.node == gap + age,
+        unknowns.list.retain(|unknown| match unknown.parameter {
+            Parameter::Coefficient(age) => unknown.node == gap + age,
+            Parameter::Weight(age) => unknown.node == gap || unknown.node == gap + age,
             _ => false,
         });
         let mut next = first;
         let values = unknowns.values();
         let found = match values.len() {
             0 => None,
-            _ => Fitting::new(bench, &unknowns, goal, &mut next).linearise(&values, trajectories)?,
+            _ => Fitting::new(eval, &unknowns, goal, &mut next).linearise(&values, trajectories)?,
         };
         let gain = found.map_or(0.0, |normal| promised(&normal));
         if best.as_ref().is_none_or(|(most, _)| gain > *most) {

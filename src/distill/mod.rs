@@ -6,39 +6,50 @@
 //! design space is that of DLMS (OpenReview vkOFOUDLTn), the optimiser is not.
 //!
 //! ```text
-//! run       the whole, from checks to what is kept
-//! plan      how many calls for what, before the long part
-//! starts    the field, ranked        grow      where a new node goes
-//! optimise  the fit: numbers only    unknowns  the numbers of a schedule
-//! jacobian  linearisations           teacher   its run, recorded
-//! bench     batches and measurements
-//! generic   starts made once, for exact models
-//! account   calls, time, progress    journal   the checkpoint     ranks   many processes
-//! config    the options
+//! run        the whole, from checks to what is kept     compare   on trajectories that it never saw
+//! plan       how many calls for what, before the long part
+//! starts     the field, ranked                           generic   starts made once, for exact models
+//! race       the fits of one number of calls             grow      where a new node goes
+//! optimise   the fit: numbers only                       unknowns  the numbers of a schedule
+//! fitting    linearisations, as the fit asks for them    jacobian  one, on one batch
+//! teacher    its run, recorded                           recorded  what that says of schedules and grids
+//! evaluator  batches, model, teacher's end points        check     whether these can be fitted to
+//! report     what a run leaves
+//! measure    the way of every measurement through:
+//!            account (calls, time, progress), ranks (many processes), journal (the checkpoint)
+//! config     the options
 //! ```
 
 mod account;
-mod bench;
+mod check;
+mod compare;
 mod config;
+mod evaluator;
+mod fitting;
 mod generic;
 mod grow;
 mod jacobian;
 mod journal;
+mod measure;
 pub mod optimise;
 mod plan;
+mod race;
 mod ranks;
+mod recorded;
+mod report;
 mod run;
 mod starts;
 mod teacher;
 mod unknowns;
 
+pub use compare::compare;
 pub use config::{Config, WeightSums};
-pub use run::{compare, distill};
+pub use report::{Distilled, Fitted, Trace};
+pub use run::distill;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::schedule::Schedule;
 
 /// Batches with these indices and above are held out: never fitted to, they decide what is kept.
 pub const HELD_OUT_BATCHES: u64 = 1 << 20;
@@ -58,11 +69,11 @@ pub enum Phase {
     Fit = 2,
     /// Looking for the place of a new node.
     Grow = 3,
-    /// The plan is made: told once, before the long part.
+    /// The plan is made: reported once, before the long part.
     Plan = 4,
 }
 
-/// How far a distillation is. Told after every model call, and once with the plan.
+/// How far a distillation is. Reported after every model call, and once with the plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
     pub phase: Phase,
@@ -85,17 +96,6 @@ pub struct Progress {
     /// With the plan: how many times nearer to the teacher than the best of the strongest published field
     /// similar runs have ended at `nfe`; infinite before.
     pub gain_expected: f64,
-}
-
-/// What runs on the networks of this repository have gained on the strongest published field.
-fn usual_gain(nfe: usize) -> f64 {
-    match nfe {
-        0..=3 => 1.2,
-        4 => 1.6,
-        5 => 2.3,
-        6 => 2.6,
-        _ => 3.0,
-    }
 }
 
 /// The host's side of a distillation: noise and model. All calls come on the caller's thread.
@@ -123,69 +123,5 @@ pub trait Problem<T> {
     /// time-out.
     fn sum(&mut self, _values: &mut [f64]) -> Result<()> {
         Ok(())
-    }
-}
-
-/// A look at a fit in work.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Trace {
-    /// Batch calls so far.
-    pub calls: u64,
-    /// Distance on the trajectories of its last batch, before it was fitted to them.
-    pub fresh: Option<f64>,
-    /// Held-out distance.
-    pub held_out: f64,
-}
-
-/// What became of one NFE.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Fitted {
-    pub nfe: usize,
-    /// Held-out distance; None where every candidate diverges.
-    pub distance: Option<f64>,
-    /// Whether it beats every handcrafted solver on the held-out trajectories. If not, the
-    /// schedule is the best handcrafted one.
-    pub improved: bool,
-    /// Its course.
-    pub trace: Vec<Trace>,
-    #[serde(skip)]
-    pub schedule: Schedule,
-}
-
-/// What a distillation leaves: one schedule for each NFE, smallest first, and how it went.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Distilled {
-    pub library_version: String,
-    pub config: Config,
-    /// Processes that shared the run.
-    pub ranks: usize,
-    /// Trajectories in a batch.
-    pub batch: usize,
-    /// All calls, each times the trajectories of a batch.
-    pub image_calls: u64,
-    /// Calls of the teacher of the held-out trajectories.
-    pub teacher_nfe: usize,
-    /// Batch calls by the teacher, of all ranks together, as the others.
-    pub teacher_calls: u64,
-    /// All other batch calls.
-    pub model_calls: u64,
-    /// Those of them that ranked the handcrafted solvers.
-    pub ranking_calls: u64,
-    pub seconds: f64,
-    /// Seconds spent in the host's callbacks.
-    pub callback_seconds: f64,
-    /// Why it ended early: "cancelled", "calls", "seconds".
-    pub stopped: Option<String>,
-    pub family: Vec<Fitted>,
-}
-
-impl Distilled {
-    pub fn schedules(&self) -> impl Iterator<Item = &Schedule> {
-        self.family.iter().map(|fitted| &fitted.schedule)
-    }
-
-    /// The report as JSON; the schedules are not in it.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("plain data always serializes")
     }
 }

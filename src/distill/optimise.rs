@@ -29,7 +29,7 @@ pub struct Correction {
 }
 
 /// What can be asked of the thing that is fitted.
-pub trait Measurements {
+pub trait Objective {
     /// The nearest point to `point` that exists; None where there is none near.
     fn bounded(&self, point: &[f64]) -> Option<Vec<f64>>;
 
@@ -120,58 +120,14 @@ impl Online {
 
     /// One linearisation on fresh trajectories, and the steps that it gives. None where it was not finite:
     /// the point stays.
-    pub fn batch(&mut self, on: &mut dyn Measurements) -> Result<Option<Batch>> {
+    pub fn batch(&mut self, on: &mut dyn Objective) -> Result<Option<Batch>> {
         let size = trajectories_of(self.batches);
         let index = self.batches;
         self.batches += 1;
-        let Some(mut normal) = on.linearise(&self.point, size)? else { return Ok(None) };
+        let Some(normal) = on.linearise(&self.point, size)? else { return Ok(None) };
         let fresh = normal.distance;
         let own = size as f64;
-        let total = own + self.past.iter().map(|past| past.weight).sum::<f64>();
-        let prior = |point: &DVector<f64>| -> f64 {
-            self.past.iter().map(|past| past.weight * past.change(point)).sum()
-        };
-        let mut point = DVector::from_column_slice(&self.point);
-        let mut failures = 0;
-        for _ in 0..TRIALS {
-            let (gradient, matrix) = self.model(&point, &normal, own, total);
-            let scale = scales(&matrix);
-            let wanted = solve(&gradient, &matrix, &scale, self.damping)
-                .and_then(|step| on.bounded((&point + step).as_slice()))
-                .map(DVector::from_vec);
-            let Some(there) = wanted.filter(|there| *there != point) else {
-                self.damping *= DAMPING_STEP;
-                failures += 1;
-                if failures == FAILURES {
-                    break;
-                }
-                continue;
-            };
-            let step = &there - &point;
-            let promised = -(gradient.dot(&step) + 0.5 * step.dot(&(&matrix * &step)));
-            let distance = on.trial(there.as_slice())?;
-            let gain = (own * (normal.distance - distance) + prior(&point) - prior(&there)) / total;
-            let accepted = gain > 0.0;
-            let near = distance < FAR * normal.distance;
-            let correction = near.then(|| corrected(&step, &scale));
-            let before = normal.distance;
-            normal = on.update(accepted, correction.as_ref())?;
-            if accepted {
-                point = there;
-                if gain > 0.5 * promised {
-                    self.damping = (self.damping / DAMPING_STEP).max(LEAST_DAMPING);
-                }
-                if gain < WORTH_A_TRIAL * before {
-                    break;
-                }
-            } else {
-                self.damping *= DAMPING_STEP;
-                failures += 1;
-                if failures == FAILURES {
-                    break;
-                }
-            }
-        }
+        let (point, normal) = self.steps(on, normal, own)?;
         // A batch of failures must not tie the next one's hands.
         self.damping = self.damping.min(1.0);
         let fitted = normal.distance;
@@ -180,6 +136,59 @@ impl Online {
         self.past.iter_mut().for_each(|past| past.weight *= memory(index));
         self.past.retain(|past| past.weight > 1e-3);
         Ok(Some(Batch { fresh, fitted }))
+    }
+
+    /// Damped steps from a linearisation, which counts as `own` trajectories: where they end, and the normal
+    /// equations there.
+    fn steps(
+        &mut self,
+        on: &mut dyn Objective,
+        mut normal: Normal,
+        own: f64,
+    ) -> Result<(DVector<f64>, Normal)> {
+        let total = own + self.past.iter().map(|past| past.weight).sum::<f64>();
+        let mut point = DVector::from_column_slice(&self.point);
+        let mut failures = 0;
+        for _ in 0..TRIALS {
+            let (gradient, matrix) = self.model(&point, &normal, own, total);
+            let scale = scales(&matrix);
+            let wanted = solve(&gradient, &matrix, &scale, self.damping)
+                .and_then(|step| on.bounded((&point + step).as_slice()))
+                .map(DVector::from_vec);
+            let mut accepted = false;
+            if let Some(there) = wanted.filter(|there| *there != point) {
+                let step = &there - &point;
+                let promised = -(gradient.dot(&step) + 0.5 * step.dot(&(&matrix * &step)));
+                let distance = on.trial(there.as_slice())?;
+                let before = normal.distance;
+                let gain = (own * (before - distance) + self.prior(&point) - self.prior(&there)) / total;
+                accepted = gain > 0.0;
+                let correction = (distance < FAR * before).then(|| corrected(&step, &scale));
+                normal = on.update(accepted, correction.as_ref())?;
+                if accepted {
+                    point = there;
+                    if gain > 0.5 * promised {
+                        self.damping = (self.damping / DAMPING_STEP).max(LEAST_DAMPING);
+                    }
+                    if gain < WORTH_A_TRIAL * before {
+                        break;
+                    }
+                }
+            }
+            if !accepted {
+                self.damping *= DAMPING_STEP;
+                failures += 1;
+                if failures == FAILURES {
+                    break;
+                }
+            }
+        }
+        Ok((point, normal))
+    }
+
+    /// What the models of all batches before say of a point, but for a constant.
+    fn prior(&self, point: &DVector<f64>) -> f64 {
+        self.past.iter().map(|past| past.weight * past.change(point)).sum()
     }
 
     /// Gradient and matrix of the batch and all models before it, at `point`.
@@ -283,7 +292,7 @@ mod tests {
         }
     }
 
-    impl Measurements for Linear {
+    impl Objective for Linear {
         fn bounded(&self, point: &[f64]) -> Option<Vec<f64>> {
             let mut point = point.to_vec();
             point[0] = point[0].min(self.bound);

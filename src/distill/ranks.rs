@@ -3,7 +3,7 @@
 //! steps, and ends with the schedules that one rank alone would have found.
 //!
 //! Ranks meet once for each measurement. First they say how it went, in a sum of fixed size: a rank
-//! that failed, or that was asked to stop, can always take part in that, wherever it was. Then they
+//! that failed, or that was asked to stop, can always join in that, wherever it was. Then they
 //! add up the values, or hear the text of the failure. Knows nothing of what the numbers mean.
 
 use super::Problem;
@@ -20,7 +20,7 @@ pub enum Stop {
     Cancelled,
 }
 
-/// In the order in which other ranks are told.
+/// In the order in which other ranks hear of them.
 const STOPS: [Stop; 3] = [Stop::Calls, Stop::Seconds, Stop::Cancelled];
 
 impl Stop {
@@ -36,7 +36,7 @@ impl Stop {
 
 /// Bytes of an error's text that reach the other ranks.
 const TEXT: usize = 400;
-/// How a rank's part went, where nothing went wrong; then FAILED; then the stops.
+/// How a rank fared, where nothing went wrong; then FAILED; then the stops.
 const WELL: f64 = 0.0;
 const FAILED: f64 = 1.0;
 const STOPPED: f64 = 2.0;
@@ -46,11 +46,11 @@ pub struct Ranks {
     pub rank: usize,
     pub count: usize,
     /// The others know that the run is over; there is no next meeting.
-    pub parted: bool,
+    pub ended: bool,
 }
 
-/// A rank's part of a measurement.
-pub enum Part {
+/// What a rank has found of a measurement.
+pub enum Outcome {
     /// Values to add up, as many on every rank; or on rank 0 only, which the others then get.
     Values(Vec<f64>),
     /// The run was ended.
@@ -61,30 +61,30 @@ impl Ranks {
     /// Refuses a rank that is none of `count`.
     pub fn of<T>(problem: &dyn Problem<T>) -> Result<Self> {
         let (rank, count) = problem.ranks();
-        let (count, parted) = (count.max(1), false);
+        let (count, ended) = (count.max(1), false);
         if rank >= count {
             return Err(Error::argument(format!(
                 "rank is {rank}; with {count} ranks it must be below {count}"
             )));
         }
-        Ok(Self { rank, count, parted })
+        Ok(Self { rank, count, ended })
     }
 
-    /// One meeting: the part of every rank, added up. `counters` are added up too, also where a rank
+    /// One meeting: what every rank has found, added up. `counters` are added up too, also where a rank
     /// stops or fails. A failure of any rank is an error on all of them, its own or the lowest rank's
     /// that failed; a stop stops all.
-    pub fn together<T>(
+    pub fn add_up<T>(
         &mut self,
         problem: &mut dyn Problem<T>,
-        part: Result<Part>,
+        own: Result<Outcome>,
         counters: &mut [u64; 2],
-    ) -> Result<Part> {
+    ) -> Result<Outcome> {
         if self.count == 1 {
-            return part;
+            return own;
         }
-        let (state, length) = match &part {
-            Ok(Part::Values(values)) => (WELL, values.len()),
-            Ok(Part::Stop(why)) => (STOPPED + STOPS.iter().position(|w| w == why).unwrap_or(0) as f64, 0),
+        let (state, length) = match &own {
+            Ok(Outcome::Values(values)) => (WELL, values.len()),
+            Ok(Outcome::Stop(why)) => (STOPPED + STOPS.iter().position(|w| w == why).unwrap_or(0) as f64, 0),
             Err(_) => (FAILED, 0),
         };
         let mut met = vec![0.0; self.count + 3];
@@ -97,30 +97,30 @@ impl Ranks {
         *counters = [rest[1] as u64, rest[2] as u64];
 
         if let Some(first) = states.iter().position(|state| *state == FAILED) {
-            self.parted = true;
+            self.ended = true;
             let mut text = vec![0.0; TEXT];
-            if let (true, Err(error)) = (first == self.rank, &part) {
+            if let (true, Err(error)) = (first == self.rank, &own) {
                 text[0] = f64::from(error.status as i32);
                 text[1..].iter_mut().zip(error.message.bytes()).for_each(|(slot, byte)| *slot = byte.into());
             }
             self.sum(problem, &mut text)?;
-            part?;
+            own?;
             let bytes: Vec<u8> = text[1..].iter().take_while(|b| **b != 0.0).map(|b| *b as u8).collect();
             let message =
                 format!("rank {first}: {}", String::from_utf8_lossy(&bytes).trim_end_matches('\u{fffd}'));
             return Err(Error::new(Status::from_code(text[0] as i32), message));
         }
         if let Some(state) = states.iter().copied().find(|state| *state >= STOPPED) {
-            self.parted = true;
-            part?;
-            return Ok(Part::Stop(STOPS[((state - STOPPED) as usize).min(STOPS.len() - 1)]));
+            self.ended = true;
+            own?;
+            return Ok(Outcome::Stop(STOPS[((state - STOPPED) as usize).min(STOPS.len() - 1)]));
         }
-        let Ok(Part::Values(mut values)) = part else { return part };
+        let Ok(Outcome::Values(mut values)) = own else { return own };
         values.resize(rest[0] as usize, 0.0);
         if !values.is_empty() {
             self.sum(problem, &mut values)?;
         }
-        Ok(Part::Values(values))
+        Ok(Outcome::Values(values))
     }
 
     /// Finds out whether all ranks are there, once each, and were given the same: `what` is a list of
@@ -129,7 +129,7 @@ impl Ranks {
         if self.count == 1 {
             return Ok(());
         }
-        self.together(problem, Ok(Part::Values(Vec::new())), &mut [0; 2])?;
+        self.add_up(problem, Ok(Outcome::Values(Vec::new())), &mut [0; 2])?;
         // float64 takes whole numbers of 32 bits as they are, and sums of them.
         let halves = what.iter().flat_map(|(_, n)| [n >> 32, n & 0xffff_ffff]);
         let own: Vec<f64> = std::iter::once(1).chain(halves).map(|n| n as f64).collect();
@@ -138,7 +138,7 @@ impl Ranks {
         all[self.rank * width..][..width].copy_from_slice(&own);
         self.sum(problem, &mut all)?;
         let mut mismatch = |message| {
-            self.parted = true;
+            self.ended = true;
             Err(Error::new(Status::Mismatch, message))
         };
         for (rank, its) in all.chunks(width).enumerate() {
@@ -160,14 +160,14 @@ impl Ranks {
     }
 
     /// Tells the others of an error that they have not heard of, if there is one.
-    pub fn part<T, V>(&mut self, problem: &mut dyn Problem<T>, result: &Result<V>) {
-        if let (Err(error), false) = (result, self.parted) {
+    pub fn report<T, V>(&mut self, problem: &mut dyn Problem<T>, result: &Result<V>) {
+        if let (Err(error), false) = (result, self.ended) {
             // Each rank returns its own.
-            let _heard = self.together(problem, Err(error.clone()), &mut [0; 2]);
+            let _heard = self.add_up(problem, Err(error.clone()), &mut [0; 2]);
         }
     }
 
     fn sum<T>(&mut self, problem: &mut dyn Problem<T>, values: &mut [f64]) -> Result<()> {
-        problem.sum(values).inspect_err(|_| self.parted = true)
+        problem.sum(values).inspect_err(|_| self.ended = true)
     }
 }

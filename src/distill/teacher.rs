@@ -3,9 +3,10 @@
 
 use std::borrow::Cow;
 
-use super::account::By;
-use super::bench::{Bench, Rows, hashed};
+use super::account::Caller;
+use super::evaluator::Evaluator;
 use super::journal::{Key, Kind};
+use super::measure::{Rows, with_schedule};
 use super::{Config, Phase};
 use crate::error::Result;
 use crate::sample::Sampler;
@@ -83,40 +84,44 @@ impl Recording {
 
 /// Records the teacher on `batches`, and keeps the end points of a finer run of it there: that of
 /// `config.teacher_nfe` calls, or of [`FINE`].
-pub fn record<B: Tensors>(bench: &mut Bench<B>, batches: &[u64]) -> Result<Recording> {
-    let coarse = schedule(bench.config, COARSE)?;
-    let fine = schedule(bench.config, bench.config.teacher_nfe.unwrap_or(FINE))?;
+pub fn record<B: Tensors>(eval: &mut Evaluator<B>, batches: &[u64]) -> Result<Recording> {
+    let coarse = schedule(eval.config, COARSE)?;
+    let fine = schedule(eval.config, eval.config.teacher_nfe.unwrap_or(FINE))?;
     let basis = COARSE + 1;
     let one = basis * basis + 1;
-    let width = bench.batch * one;
-    bench.account.progress.phase = Phase::Teacher;
-    let measure = |bench: &mut Bench<B>| {
+    let width = eval.batch * one;
+    eval.account.progress.phase = Phase::Teacher;
+    let measure = |eval: &mut Evaluator<B>| {
         let mut rows = Rows::new(batches.len(), width);
-        for (place, index) in bench.own(batches) {
-            let x_t = bench.begin(index)?;
-            let tensors = bench.tensors;
-            let goal = bench.taught(&fine, index, &x_t)?;
+        for (place, index) in eval.own(batches) {
+            let x_t = eval.begin(index)?;
+            let tensors = eval.tensors;
+            let goal = eval.teacher_end(&fine, index, &x_t)?;
             let mut predictions = Vec::with_capacity(COARSE);
             let mut run = Sampler::new(tensors, Cow::Borrowed(&coarse), &x_t)?;
-            run.run(&mut |x, sigma, denoised| bench.call(By::Teacher, x, sigma, denoised), &mut |step| {
+            run.run(&mut |x, sigma, denoised| eval.call(Caller::Teacher, x, sigma, denoised), &mut |step| {
                 predictions.push(tensors.copy(step.denoised)?);
                 Ok(())
             })?;
             let all: Vec<&B::Tensor> = std::iter::once(&x_t).chain(&predictions).collect();
             let gram = tensors.gram(&all)?;
-            let missed = bench.difference(run.state(), &goal)?;
+            let missed = eval.difference(run.state(), &goal)?;
             let errors = tensors.gram(&[&missed])?;
             let each = gram.chunks_exact(basis * basis).zip(errors);
             for (row, (gram, error)) in rows.of(place).chunks_exact_mut(one).zip(each) {
                 row[..basis * basis].copy_from_slice(gram);
                 row[basis * basis] = error.sqrt();
             }
-            bench.keep_end(index, goal);
+            eval.keep_end(index, goal);
         }
         Ok(rows)
     };
-    let key = hashed(hashed(Key::of(Kind::Record).and_all(batches.iter().copied()), &&coarse), &&fine);
-    let values = bench.recorded(Kind::Record, key, measure, batches.len() * width, |rows| rows.values)?;
+    let key = Key::of(Kind::Record).and_all(batches.iter().copied());
+    let key = with_schedule(with_schedule(key, &coarse), &fine);
+    if eval.knows(&key) {
+        eval.lose_ends(batches);
+    }
+    let values = eval.recorded(Kind::Record, key, measure, batches.len() * width, |rows| rows.values)?;
     let each: Vec<&[f64]> = values.chunks_exact(one).collect();
     Ok(Recording {
         states: (0..=COARSE).map(|n| padded(coarse.expand(n), basis)).collect(),

@@ -13,15 +13,15 @@ const NEAREST: f64 = 1.3;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Unknown {
     pub node: usize,
-    pub kind: Kind,
+    pub parameter: Parameter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
-    /// log sigma. The noise level that the model is told stays, unless scales are fixed.
+pub enum Parameter {
+    /// log sigma. The noise level that the model is called at stays, unless scales are fixed.
     Sigma,
-    /// log of the noise level that the model is told.
-    Told,
+    /// log of the noise level that the model is called at.
+    ModelSigma,
     /// The coefficient, in the state at the next node written over [x_T, D_0, D_1, ...], of the prediction that
     /// is so many nodes old. All other states keep theirs, so what moves is one state and what the
     /// model makes of it: on these coordinates fits converge in a third of the steps that the weights of the rows
@@ -37,7 +37,7 @@ pub enum Kind {
 impl Unknown {
     /// The first node whose model call it changes; the number of nodes where it changes none.
     pub fn first_call(self) -> usize {
-        self.node + usize::from(matches!(self.kind, Kind::Coefficient(_) | Kind::Weight(_)))
+        self.node + usize::from(matches!(self.parameter, Parameter::Coefficient(_) | Parameter::Weight(_)))
     }
 }
 
@@ -58,16 +58,17 @@ impl<'a> Unknowns<'a> {
         let mut list = Vec::new();
         for (node, of) in template.nodes().iter().enumerate() {
             if config.fit_sigmas && (node > 0 || config.fit_start) {
-                list.push(Unknown { node, kind: Kind::Sigma });
+                list.push(Unknown { node, parameter: Parameter::Sigma });
             }
             if config.fit_scales {
-                list.push(Unknown { node, kind: Kind::Told });
+                list.push(Unknown { node, parameter: Parameter::ModelSigma });
             }
             if config.fit_weights {
                 let first = usize::from(config.weight_sums == WeightSums::Affine);
                 let ages = first..of.weights.len();
-                let kind = if config.order.is_none() { Kind::Coefficient } else { Kind::Weight };
-                list.extend(ages.map(|age| Unknown { node, kind: kind(age) }));
+                let parameter =
+                    if config.order.is_none() { Parameter::Coefficient } else { Parameter::Weight };
+                list.extend(ages.map(|age| Unknown { node, parameter: parameter(age) }));
             }
         }
         let states = (config.fit_weights && config.order.is_none())
@@ -81,8 +82,8 @@ impl<'a> Unknowns<'a> {
     }
 
     fn value(&self, unknown: Unknown) -> f64 {
-        match (unknown.kind, &self.states) {
-            (Kind::Coefficient(age), Some(states)) => {
+        match (unknown.parameter, &self.states) {
+            (Parameter::Coefficient(age), Some(states)) => {
                 states[unknown.node + 1][1 + unknown.node - age] / self.unit(unknown)
             }
             _ => self.read(unknown, &self.template),
@@ -90,14 +91,14 @@ impl<'a> Unknowns<'a> {
     }
 
     /// Its value in a schedule.
-    fn read(&self, Unknown { node, kind }: Unknown, schedule: &Schedule) -> f64 {
-        match kind {
-            Kind::Sigma => schedule.sigma(node).ln(),
-            Kind::Told => schedule.model_sigma(node).ln(),
-            Kind::Coefficient(age) => {
-                schedule.expand(node + 1)[1 + node - age] / self.unit(Unknown { node, kind })
+    fn read(&self, Unknown { node, parameter }: Unknown, schedule: &Schedule) -> f64 {
+        match parameter {
+            Parameter::Sigma => schedule.sigma(node).ln(),
+            Parameter::ModelSigma => schedule.model_sigma(node).ln(),
+            Parameter::Coefficient(age) => {
+                schedule.expand(node + 1)[1 + node - age] / self.unit(Unknown { node, parameter })
             }
-            Kind::Weight(age) => schedule.nodes()[node].weights[age],
+            Parameter::Weight(age) => schedule.nodes()[node].weights[age],
         }
     }
 
@@ -113,24 +114,26 @@ impl<'a> Unknowns<'a> {
         let (config, template) = (self.config, &self.template);
         let mut states = self.states.clone();
         let mut nodes = template.nodes().to_vec();
-        let mut told: Vec<f64> = (0..nodes.len()).map(|n| template.model_sigma(n)).collect();
+        let mut model_sigmas: Vec<f64> = (0..nodes.len()).map(|n| template.model_sigma(n)).collect();
         for (unknown, &value) in self.list.iter().zip(values) {
             let node = &mut nodes[unknown.node];
-            match unknown.kind {
+            match unknown.parameter {
                 // What is as it was stays so to the last bit.
                 _ if value == self.value(*unknown) => {}
-                Kind::Sigma => {
+                Parameter::Sigma => {
                     node.sigma = value.exp().min(template.sigma_start());
                     if !config.fit_scales {
-                        told[unknown.node] = node.scale * node.sigma;
+                        model_sigmas[unknown.node] = node.scale * node.sigma;
                     }
                 }
-                Kind::Told => told[unknown.node] = value.exp().clamp(config.sigma_min, config.sigma_max),
-                Kind::Coefficient(age) => {
+                Parameter::ModelSigma => {
+                    model_sigmas[unknown.node] = value.exp().clamp(config.sigma_min, config.sigma_max)
+                }
+                Parameter::Coefficient(age) => {
                     let state = &mut states.as_mut()?[unknown.node + 1];
                     state[1 + unknown.node - age] = value * self.unit(*unknown);
                 }
-                Kind::Weight(age) => {
+                Parameter::Weight(age) => {
                     if config.weight_sums == WeightSums::Affine {
                         node.weights[0] -= value - node.weights[age];
                     }
@@ -148,9 +151,9 @@ impl<'a> Unknowns<'a> {
         if let (Some(before), Some(states)) = (&self.states, &states) {
             self.to_weights(before, states, &mut nodes);
         }
-        for (n, (node, told)) in nodes.iter_mut().zip(told).enumerate() {
-            if node.sigma != template.sigma(n) || told != template.model_sigma(n) {
-                node.scale = told / node.sigma;
+        for (n, (node, model_sigma)) in nodes.iter_mut().zip(model_sigmas).enumerate() {
+            if node.sigma != template.sigma(n) || model_sigma != template.model_sigma(n) {
+                node.scale = model_sigma / node.sigma;
             }
         }
         rebuilt(template, nodes).ok()
@@ -266,8 +269,8 @@ mod tests {
         solve(&Spec { solver: "dpmpp_2m".into(), nfe: 5, sigma_min: Some(0.01), ..Spec::default() }).unwrap()
     }
 
-    fn at(unknowns: &Unknowns, node: usize, kind: Kind) -> usize {
-        unknowns.list.iter().position(|unknown| *unknown == Unknown { node, kind }).unwrap()
+    fn at(unknowns: &Unknowns, node: usize, parameter: Parameter) -> usize {
+        unknowns.list.iter().position(|unknown| *unknown == Unknown { node, parameter }).unwrap()
     }
 
     #[test]
@@ -286,7 +289,7 @@ mod tests {
         let unknowns = Unknowns::of(&config, &schedule()).unwrap();
         let before = unknowns.schedule(&unknowns.values()).unwrap();
         let (after, moved) =
-            unknowns.nudged(&unknowns.values(), at(&unknowns, 2, Kind::Coefficient(1)), 0.02).unwrap();
+            unknowns.nudged(&unknowns.values(), at(&unknowns, 2, Parameter::Coefficient(1)), 0.02).unwrap();
         for n in 0..=5 {
             for (j, (a, b)) in before.expand(n).into_iter().zip(after.expand(n)).enumerate() {
                 let wanted = if (n, j) == (3, 2) { moved * (1.0 - before.sigma(3) / 80.0) } else { 0.0 };
@@ -313,9 +316,9 @@ mod tests {
         let config = Config::default();
         let unknowns = Unknowns::of(&config, &schedule()).unwrap();
         let mut values = unknowns.values();
-        values[at(&unknowns, 3, Kind::Sigma)] += 5.0;
+        values[at(&unknowns, 3, Parameter::Sigma)] += 5.0;
         let there = unknowns.bounded(&values).unwrap();
-        let apart = there[at(&unknowns, 2, Kind::Sigma)] - there[at(&unknowns, 3, Kind::Sigma)];
+        let apart = there[at(&unknowns, 2, Parameter::Sigma)] - there[at(&unknowns, 3, Parameter::Sigma)];
         assert!((apart - NEAREST.ln()).abs() < 1e-9, "{apart}");
     }
 }

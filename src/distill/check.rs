@@ -1,0 +1,88 @@
+//! Whether noise and model are what a fit needs them to be.
+
+use super::account::Caller;
+use super::evaluator::Evaluator;
+use super::journal::{Key, Kind};
+use super::measure::Rows;
+use crate::error::{Error, Result};
+use crate::tensor::Tensors;
+
+/// In which order three states are asked for, so that each comes after different ones: caches that skip every
+/// second or third call show, and those that take a noise level near the last one for the same.
+const ORDER: [usize; 7] = [0, 1, 2, 0, 2, 0, 1];
+/// Calls of [`Evaluator::check`].
+pub const CALLS: u64 = ORDER.len() as u64;
+
+impl<B: Tensors> Evaluator<'_, B> {
+    /// Finds out, on the first rank in seven model calls, what would make a fit worthless: noise that is not the same for
+    /// the same batch, or the same for all; noise of another level than sigma_max; a model that
+    /// depends on the call before.
+    pub fn check(&mut self) -> Result<()> {
+        let measure = |eval: &mut Self| {
+            if eval.ranks.rank == 0 {
+                eval.check_batches()?;
+            }
+            Ok(Rows::new(0, 0))
+        };
+        self.recorded(Kind::Check, Key::of(Kind::Check), measure, 0, |_| Vec::new()).map(|_| ())
+    }
+
+    fn check_batches(&mut self) -> Result<()> {
+        let refused = |m: String| Err(Error::argument(m));
+        let x_t = self.begin(0)?;
+        let other = self.begin(1)?;
+        if self.summed_distance(&x_t, &other)? == 0.0 {
+            return refused(
+                "begin gives the same x_T for batches 0 and 1; each needs noise of its own".into(),
+            );
+        }
+        let again = self.begin(0)?;
+        if self.summed_distance(&x_t, &again)? != 0.0 {
+            let message = "begin gives another x_T for batch 0 when it is asked again; the same batch must \
+                           always be the same noise: seed it by the batch's number";
+            return refused(message.into());
+        }
+        let squares: f64 = self.tensors.gram(&[&x_t])?.iter().sum();
+        if let Some(elements) = self.tensors.elements(&x_t).filter(|n| *n >= 32) {
+            let level = (squares / elements as f64).sqrt() / self.config.sigma_max;
+            if !(0.5..=2.0).contains(&level) {
+                return refused(format!(
+                    "x_T of batch 0 has a standard deviation of {:.4}; it must be near sigma_max, {}: \
+                     begin returns sigma_max times normal noise",
+                    level * self.config.sigma_max,
+                    self.config.sigma_max
+                ));
+            }
+        }
+        // Noise at the top, between the ends, and near that the other way round.
+        let (high, low) = (self.config.sigma_max, (self.config.sigma_max * self.config.sigma_min).sqrt());
+        let near = 1.05 * low;
+        let mut asked = Vec::new();
+        for (sigma, factor) in [(high, 1.0), (low, low / high), (near, -near / high)] {
+            let mut state = self.tensors.alloc(&x_t)?;
+            self.tensors.lincomb(&mut state, &[(factor, &x_t)])?;
+            asked.push((sigma, state));
+        }
+        let mut found: Vec<Vec<B::Tensor>> = asked.iter().map(|_| Vec::new()).collect();
+        for at in ORDER {
+            let mut denoised = self.tensors.alloc(&x_t)?;
+            self.call(Caller::Student, &asked[at].1, asked[at].0, &mut denoised)?;
+            found[at].push(denoised);
+        }
+        for ((sigma, _), results) in asked.iter().zip(&found) {
+            let length: f64 = self.tensors.gram(&[&results[0]])?.into_iter().map(f64::sqrt).sum();
+            for other in &results[1..] {
+                let moved = self.summed_distance(&results[0], other)?;
+                // Not for NaN, which the teacher's run names. Half precision and unordered sums are far below.
+                if moved > 0.05 * length {
+                    return refused(format!(
+                        "the model gives another result for the same x at sigma {sigma} when it is asked again \
+                         (off by {:.0} %); caches between calls, dropout and other randomness must be off",
+                        100.0 * moved / length
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

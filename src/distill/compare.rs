@@ -1,0 +1,35 @@
+//! Schedules compared on trajectories that no distillation has seen.
+
+use super::evaluator::Evaluator;
+use super::ranks::Ranks;
+use super::run::range;
+use super::{Config, Phase, Problem, TEST_BATCHES, teacher};
+use crate::error::Result;
+use crate::schedule::Schedule;
+use crate::tensor::Tensors;
+
+/// Mean distances of `schedules` to the teacher's end points over `config.held_out` trajectories
+/// that no distillation sees (batches from [`TEST_BATCHES`]). Ranks share them too.
+pub fn compare<B: Tensors>(
+    tensors: &B,
+    config: &Config,
+    like: &B::Tensor,
+    problem: &mut dyn Problem<B::Tensor>,
+    schedules: &[&Schedule],
+) -> Result<Vec<f64>> {
+    let mut ranks = Ranks::of(problem)?;
+    let mut measured = || {
+        config.validate()?;
+        let config = Config { checkpoint: None, ..config.clone() };
+        let teacher = teacher::schedule(&config, config.teacher_nfe.unwrap_or(teacher::OF_COMPARISONS))?;
+        let mut eval = Evaluator::new(tensors, &config, like, problem, &mut ranks)?;
+        let batches = range(TEST_BATCHES, eval.batches_of(config.held_out));
+        let own: usize = schedules.iter().map(|s| s.nfe()).sum();
+        eval.account.progress.calls_expected = (batches.len() * (teacher.nfe() + own)) as u64;
+        eval.account.progress.phase = Phase::Rank;
+        eval.distances(&teacher, &batches, schedules, false)
+    };
+    let result = measured();
+    ranks.report(problem, &result);
+    result
+}
