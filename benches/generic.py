@@ -99,19 +99,28 @@ def fitted(options, nfe, seed, starts, trajectories):
 
 
 def table(model, schedule):
-    """The levels, and each state over the predictions so far."""
-    nodes = schedule["nodes"]
-    sigmas = [node["sigma"] for node in nodes] + [schedule["sigma_end"]]
-    told = [node["sigma"] * node.get("scale", 1) for node in nodes]
-    states, state = [], np.zeros(len(nodes))
-    for n, node in enumerate(nodes):
-        keep = sigmas[n + 1] / sigmas[n]
-        state = keep * state
-        for age, weight in enumerate(node["weights"]):
-            state[n - age] += (1 - keep) * weight
-        states.append([float(f"{v:.5g}") for v in state[: n + 1]])
-    short = [[float(f"{v:.5g}") for v in values] for values in (sigmas[:-1], told)]
-    return {"model": model, "nfe": len(nodes), "sigmas": short[0], "told": short[1], "states": states}
+    """The levels, and each state over the predictions so far: those of a run from 0 whose predictions are
+    the unit vectors."""
+    nfe = len(schedule["nodes"])
+    levels, states = [], []
+
+    def unit(x, sigma):
+        states.append(x[0].copy())
+        levels.append(sigma)
+        return np.eye(nfe)[len(levels) - 1 : len(levels)]
+
+    states.append(lmsd.sample(lmsd.Schedule.from_json(schedule), np.zeros((1, nfe)), unit)[0])
+    return {
+        "model": model,
+        "nfe": nfe,
+        "sigmas": short(node["sigma"] for node in schedule["nodes"]),
+        "model_sigmas": short(levels),
+        "states": [short(state[: n + 1]) for n, state in enumerate(states[1:])],
+    }
+
+
+def short(values):
+    return [float(f"{value:.5g}") for value in values]
 
 
 def main():

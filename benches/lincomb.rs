@@ -2,8 +2,6 @@
 //! Prints a table, and fails if a target is missed. Every figure is a median over rounds in which
 //! the two sides take turns, so that whatever else the machine does meets both.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::slice;
@@ -19,29 +17,6 @@ const SMALL: usize = 4 * 64 * 64 * size_of::<f32>();
 const LARGE_AT_LEAST: f64 = 0.8;
 const SMALL_AT_MOST: f64 = 1.5;
 const GRAM_AT_MOST_MS: f64 = 100.0;
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: the system's allocator, counted; counting asks for no memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as promised to this function.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as promised to this function.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 fn tensor(dtype: Dtype, bytes: usize) -> CpuTensor {
     let like = CpuTensor::zeros(dtype, &[(bytes / dtype.size()) as i64]).unwrap();
@@ -119,16 +94,12 @@ fn large(dtype: Dtype) -> f64 {
 }
 
 /// Time of a combination of 5 latents of 64 KiB over that of 3 copies of 64 KiB, which read and
-/// write as many bytes; and its allocations.
-fn small(dtype: Dtype) -> (f64, usize) {
+/// write as many bytes.
+fn small(dtype: Dtype) -> f64 {
     let inputs: Vec<_> = (0..TERMS).map(|_| tensor(dtype, SMALL)).collect();
     let (terms, mut out) = (terms(&inputs), tensor(dtype, SMALL));
     let from: Vec<_> = (0..3).map(|_| tensor(dtype, SMALL)).collect();
     let mut to: Vec<_> = (0..3).map(|_| tensor(dtype, SMALL)).collect();
-
-    let before = ALLOCATIONS.get();
-    Cpu.lincomb(&mut out, &terms).unwrap();
-    let allocations = ALLOCATIONS.get() - before;
 
     let [lincomb, copy] = race(
         101,
@@ -140,13 +111,13 @@ fn small(dtype: Dtype) -> (f64, usize) {
         }],
     );
     println!(
-        "{:<10} 5 x 64 KiB   lincomb {:6.2} us     copy {:6.2} us     time ratio {:.2}   allocations {allocations}",
+        "{:<10} 5 x 64 KiB   lincomb {:6.2} us     copy {:6.2} us     time ratio {:.2}",
         dtype.to_string(),
         lincomb * 1e6,
         copy * 1e6,
         lincomb / copy
     );
-    (lincomb / copy, allocations)
+    lincomb / copy
 }
 
 /// Milliseconds of a Gram matrix of k columns.
@@ -161,7 +132,7 @@ fn gram(shape: &[i64], k: usize) -> f64 {
 fn main() -> ExitCode {
     println!("{} threads", rayon::current_num_threads());
     let large_ratio = large(Dtype::F32);
-    let (small_ratio, allocations) = small(Dtype::F32);
+    let small_ratio = small(Dtype::F32);
     for dtype in [Dtype::F64, Dtype::F16, Dtype::Bf16] {
         large(dtype);
         small(dtype);
@@ -175,7 +146,6 @@ fn main() -> ExitCode {
     for (what, value, target, met) in [
         ("large, bandwidth ratio", large_ratio, LARGE_AT_LEAST, large_ratio >= LARGE_AT_LEAST),
         ("small, time ratio", small_ratio, SMALL_AT_MOST, small_ratio <= SMALL_AT_MOST),
-        ("small, allocations", allocations as f64, 0.0, allocations == 0),
         ("gram, ms", gram_ms, GRAM_AT_MOST_MS, gram_ms <= GRAM_AT_MOST_MS),
     ] {
         println!("{what:<24} {value:8.2}   target {target:6.1}   {}", if met { "met" } else { "MISSED" });

@@ -114,59 +114,60 @@ class DigitsPipeline(DiffusionPipeline):
         latents=None,
     ):
         """Images [B, 1, 8, 8]; from `image`, if given, with noise of that `strength`, 0 to 1."""
-        labels, device = self.labels(class_labels, batch_size), self.device
-        shape = (len(labels), 1, 8, 8)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        labels = self.labels(class_labels, batch_size)
+        self.set_timesteps(num_inference_steps)
         timesteps = self.scheduler.timesteps
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+            shape = (len(labels), 1, 8, 8)
+            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         if image is None:
-            latents = latents * self.scheduler.init_noise_sigma
+            latents = latents * self.initial_scale()
         else:
-            start = num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
-            timesteps = timesteps[start * self.scheduler.order :]
-            self.scheduler.set_begin_index(start * self.scheduler.order)
-            latents = self.scheduler.add_noise(image, latents, timesteps[:1].repeat(len(labels)))
+            start = self.first_step(num_inference_steps, strength)
+            timesteps = timesteps[start:]
+            self.scheduler.set_begin_index(start)
+            latents = self.noised(image, latents, timesteps[:1].repeat(len(labels)))
         for t in self.progress_bar(timesteps):
             sample = torch.cat([latents] * 2) if guidance_scale > 1 else latents
-            sample = self.scheduler.scale_model_input(sample, t)
-            output = self.predict(sample, t, labels, guidance_scale)
-            latents = self.scheduler.step(output, t, latents).prev_sample
+            output = self.predict(self.model_input(sample, t), t, labels, guidance_scale)
+            latents = self.scheduler.step(output, t, latents, return_dict=False)[0]
         return latents
+
+    # What differs with flow models.
+
+    def set_timesteps(self, steps):
+        self.scheduler.set_timesteps(steps, device=self.device)
+
+    def initial_scale(self):
+        return self.scheduler.init_noise_sigma
+
+    def first_step(self, steps, strength):
+        return (steps - min(int(steps * strength), steps)) * self.scheduler.order
+
+    def noised(self, image, noise, times):
+        return self.scheduler.add_noise(image, noise, times)
+
+    def model_input(self, sample, t):
+        return self.scheduler.scale_model_input(sample, t)
 
 
 class DigitsFlowPipeline(DigitsPipeline):
     """The same with a flow model: noise is not scaled, nor is what the network is given."""
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        class_labels=None,
-        batch_size=1,
-        image=None,
-        strength=0.8,
-        num_inference_steps=50,
-        guidance_scale=1.0,
-        generator=None,
-        latents=None,
-    ):
-        labels, device = self.labels(class_labels, batch_size), self.device
-        shape = (len(labels), 1, 8, 8)
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        self.scheduler.set_timesteps(sigmas=sigmas, device=device)
-        timesteps = self.scheduler.timesteps
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        if image is not None:
-            start = int(max(num_inference_steps * (1 - strength), 0))
-            timesteps = timesteps[start:]
-            self.scheduler.set_begin_index(start)
-            latents = self.scheduler.scale_noise(image, timesteps[:1].repeat(len(labels)), latents)
-        for t in self.progress_bar(timesteps):
-            sample = torch.cat([latents] * 2) if guidance_scale > 1 else latents
-            output = self.predict(sample, t, labels, guidance_scale)
-            latents = self.scheduler.step(output, t, latents, return_dict=False)[0]
-        return latents
+    def set_timesteps(self, steps):
+        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=self.device)
+
+    def initial_scale(self):
+        return 1.0
+
+    def first_step(self, steps, strength):
+        return int(max(steps * (1 - strength), 0))
+
+    def noised(self, image, noise, times):
+        return self.scheduler.scale_noise(image, times, noise)
+
+    def model_input(self, sample, t):
+        return sample
 
 
 def digits_pipeline(prediction_type="epsilon", scheduler=None, shift=1.0):

@@ -3,13 +3,9 @@
 D(x, sigma) = c_skip x + c_out F(c_in x, c_noise) with the EDM preconditioning (Karras et al. 2022,
 arXiv 2206.00364, table 1), where F is a residual MLP; `train.py` trained it. Images are [B, 1, 8, 8] with
 pixels in [-1, 1]; sigma is the standard deviation of the noise in the same unit.
-
-    python model.py --bench
 """
 
-import argparse
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -115,32 +111,3 @@ def batch(index, size=64, seed=0):
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     x = SIGMA_MAX * rng.standard_normal((size, 1, 8, 8), dtype=np.float32)
     return x, rng.integers(0, 10, size)
-
-
-def bench(size=64, calls=300):
-    """Print the milliseconds of one call: median and fastest over `calls`."""
-    model = Digits()
-    x, labels = batch(0, size)
-    print(f"{model.parameters} parameters, batch {size}, numpy {np.__version__}")
-    for guidance in (1.0, 3.0):
-        ms = []
-        for _ in range(calls):
-            start = time.perf_counter()
-            model.denoise(x, SIGMA_MAX, labels, guidance)
-            ms.append(1e3 * (time.perf_counter() - start))
-        print(f"guidance {guidance:g}: {np.median(ms):.2f} ms a call (fastest {min(ms):.2f} ms)")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bench", action="store_true", help="time one call at guidance 1 and 3")
-    parser.add_argument("--size", type=int, default=64, help="images in a batch")
-    args = parser.parse_args()
-    if args.bench:
-        bench(args.size)
-    else:
-        parser.print_help()
-
-
-if __name__ == "__main__":
-    main()

@@ -4,12 +4,8 @@ D(x, sigma) = c_skip x + c_out F(c_in x, c_noise) with the EDM preconditioning (
 arXiv 2206.00364, table 1), where F is a U-Net on 2x2 patches; `photos_train.py` trained it. Images are
 [B, 3, 32, 32] with pixels in [-1, 1]; sigma is the standard deviation of the noise in the same unit. The
 benchmarks use it where the digits are too small: a model that is a U-Net and can be differentiated.
-
-    python photos_model.py --bench
 """
 
-import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -137,36 +133,3 @@ def batch(index, size=16, seed=0):
     rng = np.random.Generator(np.random.PCG64([seed, index]))  # torch's keeps 32 bits of a seed
     x = SIGMA_MAX * torch.from_numpy(rng.standard_normal((size, *SHAPE), dtype=np.float32))
     return x, torch.from_numpy(rng.integers(0, NO_LABEL, size))
-
-
-def bench(size=16, calls=100):
-    """Print the milliseconds of one call, median and fastest over `calls`, and images a second."""
-    model = Photos()
-    x, labels = batch(0, size)
-    print(f"{model.parameters} parameters, batch {size}, torch {torch.__version__}")
-    for guidance in (1.0, 2.0):
-        ms = []
-        for _ in range(calls):
-            start = time.perf_counter()
-            model.denoise(x, 1.0, labels, guidance)
-            ms.append(1e3 * (time.perf_counter() - start))
-        ms.sort()
-        median = ms[calls // 2]
-        rate = 1e3 * size / median
-        print(f"guidance {guidance:g}: {median:.2f} ms a call (fastest {ms[0]:.2f}), {rate:.0f} images/s")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bench", action="store_true", help="time one call at guidance 1 and 2")
-    parser.add_argument("--size", type=int, default=16, help="images in a batch")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.bench:
-        bench(args.size)
-    else:
-        parser.print_help()
-
-
-if __name__ == "__main__":
-    main()
