@@ -2,6 +2,7 @@
 //! Prints a table, and fails if a target is missed. Every figure is a median over rounds in which
 //! the two sides take turns, so that whatever else the machine does meets both.
 
+use std::cell::Cell;
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::slice;

@@ -417,11 +417,17 @@ typedef struct lmsd_tensor {
    * Start of the memory, on `device`. The first element is `byte_offset` bytes further on.
    */
   void *data;
+  /**
+   * Where that memory is.
+   */
   struct lmsd_device device;
   /**
    * Number of dimensions, 1 to 32.
    */
   int32_t ndim;
+  /**
+   * The type of its elements.
+   */
   struct lmsd_dtype dtype;
   /**
    * `ndim` sizes, in elements, each 1 or more. Dimension 0 counts trajectories.

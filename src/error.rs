@@ -55,25 +55,32 @@ impl Status {
 /// A failure: its kind and one sentence for the person who has to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
+    /// What went wrong, for programs.
     pub status: Status,
+    /// The value at fault and what would be right, for people.
     pub message: String,
 }
 
+/// A result of this library.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// A failure of any kind.
     pub fn new(status: Status, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
 
+    /// `InvalidArgument`.
     pub fn argument(message: impl Into<String>) -> Self {
         Self::new(Status::InvalidArgument, message)
     }
 
+    /// `InvalidSchedule`.
     pub fn schedule(message: impl Into<String>) -> Self {
         Self::new(Status::InvalidSchedule, message)
     }
 
+    /// `InvalidTensor`.
     pub fn tensor(message: impl Into<String>) -> Self {
         Self::new(Status::InvalidTensor, message)
     }

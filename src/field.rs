@@ -28,6 +28,7 @@ pub enum Field {
 /// The noise levels that a model was trained on and is sampled at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Levels {
+    /// How noise is added.
     pub process: Process,
     /// Smallest noise level the model knows; heeded where `sigma_end` is 0.
     pub sigma_min: f64,

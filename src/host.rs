@@ -80,8 +80,15 @@ growing!(
 
 /// A tensor of either kind.
 pub enum Handle {
+    /// The library's own.
     Cpu(CpuTensor),
-    Host { tensor: *mut c_void, owner: Option<LmsdHost> },
+    /// The host's.
+    Host {
+        /// As the host knows it.
+        tensor: *mut c_void,
+        /// Whose `release` frees it; None where it is the caller's.
+        owner: Option<LmsdHost>,
+    },
 }
 
 impl Handle {
@@ -105,9 +112,12 @@ impl Drop for Handle {
     }
 }
 
+/// Whose tensors a run is of.
 #[derive(Clone, Copy)]
 pub enum Backend {
+    /// The library's own.
     Cpu,
+    /// The host's.
     Host(LmsdHost),
 }
 

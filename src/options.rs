@@ -1,6 +1,6 @@
 //! Every option that crosses the ABI as JSON, described once: name, type, default, range, unit and one text.
 //!
-//! [`options!`] makes of one table a struct, its defaults and its description. The text of the header, the
+//! `options!` makes of one table a struct, its defaults and its description. The text of the header, the
 //! signatures and docstrings of Python and the help of the command line come from the descriptions
 //! ([`describe`]), and [`check`] refuses by them. Knows nothing of what the options do.
 

@@ -81,6 +81,7 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         self
     }
 
+    /// The schedule that is run.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
     }

@@ -90,11 +90,14 @@ pub struct MadeFor {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Baseline {
+    /// The published solver that it is of.
     pub solver: String,
+    /// Its sigma grid, in words.
     pub grid: String,
     /// Where it is not that of the schedule itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nfe: Option<u64>,
+    /// Mean Euclidean distance to the teacher's end points, finite.
     pub distance: f64,
 }
 
@@ -161,8 +164,11 @@ pub struct Schedule {
     sigma_start: f64,
     sigma_end: f64,
     nodes: Vec<Node>,
+    /// A name, for people.
     pub name: Option<String>,
+    /// What it was fitted to.
     pub made_for: Option<MadeFor>,
+    /// How it came to be.
     pub made_by: Option<MadeBy>,
 }
 
@@ -176,6 +182,7 @@ impl Schedule {
         Ok(schedule)
     }
 
+    /// How noise is added.
     pub fn process(&self) -> Process {
         self.process
     }
@@ -190,6 +197,7 @@ impl Schedule {
         self.sigma_end
     }
 
+    /// The model calls, from `sigma_start` down.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result, Status};
-use crate::tensor::{Described, Dtype, LmsdTensor, Tensors};
+use crate::tensor::{CheckedTensor, Dtype, LmsdTensor, Tensors};
 
 /// The one release of tch whose tensors fit.
 pub use tch;
@@ -110,7 +110,7 @@ impl Torch {
             )));
         }
         // SAFETY: as promised to this function.
-        let Described { dtype, shape, strides, data, .. } = unsafe { tensor.read() }?;
+        let CheckedTensor { dtype, shape, strides, data, .. } = unsafe { tensor.read() }?;
         if dtype != self.dtype {
             return Err(Error::tensor(format!(
                 "the tensor is {dtype}; this backend's tensors are {}",

@@ -6,7 +6,7 @@ use std::{env, fs};
 /// In the order in which the header has them.
 const SOURCES: [&str; 10] = [
     "error",
-    "tensor",
+    "tensor/descriptor",
     "host",
     "ffi/library",
     "ffi/schedule",

@@ -31,7 +31,7 @@ mod grow;
 mod jacobian;
 mod journal;
 mod measure;
-pub mod optimise;
+mod optimise;
 mod plan;
 mod race;
 mod ranks;
@@ -76,6 +76,7 @@ pub enum Phase {
 /// How far a distillation is. Reported after every model call, and once with the plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
+    /// What the run is at.
     pub phase: Phase,
     /// NFE of the schedule in work.
     pub nfe: usize,

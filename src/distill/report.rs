@@ -22,6 +22,7 @@ pub struct Trace {
 /// What became of one NFE.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fitted {
+    /// Its number of model calls.
     pub nfe: usize,
     /// Held-out distance; None where every candidate diverges.
     pub distance: Option<f64>,
@@ -30,6 +31,7 @@ pub struct Fitted {
     pub improved: bool,
     /// Its course.
     pub trace: Vec<Trace>,
+    /// What is handed out.
     #[serde(skip)]
     pub schedule: Schedule,
 }
@@ -37,7 +39,9 @@ pub struct Fitted {
 /// What a distillation leaves: one schedule for each NFE, smallest first, and how it went.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Distilled {
+    /// Version of the library that made it.
     pub library_version: String,
+    /// The options, with all defaults.
     pub config: Config,
     /// Processes that shared the run.
     pub ranks: usize,
@@ -53,15 +57,18 @@ pub struct Distilled {
     pub model_calls: u64,
     /// Those of them that ranked the handcrafted solvers.
     pub ranking_calls: u64,
+    /// Wall time, that of runs which this one resumed included.
     pub seconds: f64,
     /// Seconds spent in the host's callbacks.
     pub callback_seconds: f64,
     /// Why it ended early: "cancelled", "calls", "seconds".
     pub stopped: Option<String>,
+    /// What became of each NFE, smallest first.
     pub family: Vec<Fitted>,
 }
 
 impl Distilled {
+    /// The schedules, smallest NFE first.
     pub fn schedules(&self) -> impl Iterator<Item = &Schedule> {
         self.family.iter().map(|fitted| &fitted.schedule)
     }

@@ -14,6 +14,7 @@ const CLOSEST: f64 = 1e-12;
 pub enum Grid {
     /// Uniform in sigma^(1/rho) (arXiv 2206.00364). 0 < rho <= 100.
     Karras {
+        /// Above 0, at most 100; 7 by default.
         #[serde(default = "seven")]
         rho: f64,
     },
@@ -23,11 +24,15 @@ pub enum Grid {
     Linear {},
     /// sigma = shift t / (1 + (shift - 1) t), uniform in t (arXiv 2403.03206). Sigmas are at most 1.
     Flow {
+        /// 1 by default, which is uniform in sigma.
         #[serde(default = "one")]
         shift: f64,
     },
     /// As given, first node to end.
-    List { sigmas: Vec<f64> },
+    List {
+        /// Decreasing, one more than model calls.
+        sigmas: Vec<f64>,
+    },
 }
 
 fn seven() -> f64 {
