@@ -101,7 +101,7 @@ class Bench:
         return fair, refused
 
 
-def distil(bench, nfe, batch=64):
+def distill(bench, nfe, batch=64):
     """(schedule, calls) of the node, from a batch to fit to and another to select by."""
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
@@ -167,7 +167,7 @@ def main():
                 x, calls = bench.own(name, scheduler, steps)
                 row = {"sampler": name, "steps": steps, "scheduler": scheduler, "calls": calls}
                 rows.append(row | {"to_host": distance(x, own), "to_teacher": distance(x, teacher)})
-    schedule, calls = distil(bench, NFE)
+    schedule, calls = distill(bench, NFE)
     x, used = bench.ours(schedule)
     ours = {"sampler": "lmsd, distilled", "steps": NFE, "scheduler": "its own", "calls": used}
     ours |= {"to_host": distance(x, own), "to_teacher": distance(x, teacher)}

@@ -1,4 +1,4 @@
-"""ComfyUI nodes that sample with distilled schedules, and distil them. README.md says how to use them."""
+"""ComfyUI nodes that sample with distilled schedules, and distill them. README.md says how to use them."""
 
 import logging
 

@@ -54,7 +54,7 @@ def matching(about: dict, sigmas) -> lmsd.Schedule:
             reasons.append(f"{path.name}: {error}")
     raise ValueError(
         f"no file in models/{host.FOLDER} fits this model and {len(sigmas) - 1} steps. "
-        + ("; ".join(reasons[:5]) or "There is none: distil one, or copy one there.")
+        + ("; ".join(reasons[:5]) or "There is none: distill one, or copy one there.")
     )
 
 

@@ -1,4 +1,4 @@
-"""The nodes. What they do is in `host` (sampling) and `distil`; here are their inputs, outputs and words."""
+"""The nodes. What they do is in `host` (sampling) and `distill`; here are their inputs, outputs and words."""
 
 import hashlib
 import math
@@ -9,7 +9,7 @@ import lmsd
 import torch
 
 from . import host
-from .distil import distil
+from .distill import distill
 
 CATEGORY = "sampling/lmsd"
 SCHEDULE = "LMSD_SCHEDULE"
@@ -168,7 +168,7 @@ class DistilledSampler:
         return host.sampler_and_sigmas(schedule, model, denoise)
 
 
-def distil_inputs() -> dict:
+def distill_inputs() -> dict:
     """Inputs that both distilling nodes have."""
     return {
         "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
@@ -253,7 +253,7 @@ class DistillSchedule:
                 ),
                 "negative": ("CONDITIONING",),
                 "cfg": ("FLOAT", {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
-                # not "noise_seed", which the page would change after every run, and so distil again
+                # not "noise_seed", which the page would change after every run, and so distill again
                 "first_seed": (
                     "INT",
                     {
@@ -263,7 +263,7 @@ class DistillSchedule:
                         "tooltip": "Noise of the first batch; each batch takes the next seed.",
                     },
                 ),
-                **distil_inputs(),
+                **distill_inputs(),
             },
             "hidden": {"node_id": "UNIQUE_ID"},
         }
@@ -272,7 +272,7 @@ class DistillSchedule:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        return (distil(guider, Seeded(first_seed), latent_image, node_id=node_id, **options),)
+        return (distill(guider, Seeded(first_seed), latent_image, node_id=node_id, **options),)
 
 
 class DistillScheduleGuider(DistillSchedule):
@@ -287,13 +287,13 @@ class DistillScheduleGuider(DistillSchedule):
                     {"tooltip": "Model, conditioning and guidance, as the sampler gets them."},
                 ),
                 "noise": ("NOISE", {"tooltip": "RandomNoise; each batch takes the next seed."}),
-                **distil_inputs(),
+                **distill_inputs(),
             },
             "hidden": {"node_id": "UNIQUE_ID"},
         }
 
     def run(self, guider, noise, latent_image, node_id=None, **options):
-        return (distil(guider, noise, latent_image, node_id=node_id, **options),)
+        return (distill(guider, noise, latent_image, node_id=node_id, **options),)
 
 
 class PromptsForDistilling:

@@ -1,4 +1,4 @@
-"""The node pack in a running ComfyUI: distil, sample, interrupt, refuse, and leave everything else alone."""
+"""The node pack in a running ComfyUI: distill, sample, interrupt, refuse, and leave everything else alone."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def distilling(name, *, guider=True, nfe=4, trajectories=20, compare=False, minu
     settings = {"name": name, "nfe": nfe, "nfe_from": 0, "trajectories": trajectories, "batch_size": 10}
     settings |= {"minutes": minutes, "compare": compare}
     if guider:
-        nodes["distil"] = node(
+        nodes["distill"] = node(
             "LmsdDistillGuider",
             guider=("guider", 0),
             noise=("noise", 0),
@@ -44,11 +44,11 @@ def distilling(name, *, guider=True, nfe=4, trajectories=20, compare=False, minu
         )
     else:
         links = {"model": ("model", 0), "positive": ("positive", 0), "negative": ("negative", 0)}
-        nodes["distil"] = node(
+        nodes["distill"] = node(
             "LmsdDistill", latent_image=("latent", 0), cfg=3.0, first_seed=1, **links, **settings
         )
-    return sampling(nodes, ("distil", 0)) | {
-        "report": node("LmsdReport", schedule=("distil", 0)),
+    return sampling(nodes, ("distill", 0)) | {
+        "report": node("LmsdReport", schedule=("distill", 0)),
         "save report": node("SaveImage", images=("report", 0), filename_prefix="report"),
     }
 
@@ -89,7 +89,7 @@ def test_the_nodes_are_there_with_help_and_templates(host):
     assert b"registerExtension" in host.request("/extensions/comfyui-lmsd/js/settings.js")
     assert any(path.endswith("/comfyui-lmsd/js/settings.js") for path in host.get("/extensions"))
     templates = host.get("/workflow_templates")["comfyui-lmsd"]
-    assert sorted(templates) == ["compare side by side", "distil then sample", "sample"]
+    assert sorted(templates) == ["compare side by side", "distill then sample", "sample"]
 
 
 def test_it_imports_in_less_than_half_a_second(host):
@@ -108,17 +108,17 @@ def test_nothing_is_written_into_the_packs_folder(host, distilled):
     assert listing(place) == listing(PACK)
 
 
-# ---- distil and sample
+# ---- distill and sample
 
 
 @pytest.mark.parametrize("guider", [True, False], ids=["GUIDER and NOISE", "MODEL and conditioning"])
-def test_distil_then_sample(host, guider):
+def test_distill_then_sample(host, guider):
     """One workflow through POST /prompt: progress, text, previews, a file, a report, and pictures."""
     name = f"digits {'guider' if guider else 'model'}"
     run = host.run(distilling(name, guider=guider, nfe=5, compare=True, delay_ms=1), timeout=300)
     assert run.status == "success", run.error
     assert f"{name} nfe05.json" in files(host)
-    steps = [p for p in run.progress if p["node"] == "distil"]
+    steps = [p for p in run.progress if p["node"] == "distill"]
     values = [p["value"] for p in steps]
     assert len(steps) > 20 and values == sorted(values) and all(p["value"] <= p["max"] for p in steps)
     assert len(run.previews) >= 2
@@ -135,7 +135,7 @@ def test_distil_then_sample(host, guider):
     assert all(image.min() < 40 and image.max() > 200 for image in digits)
 
     again = host.run(distilling(name, guider=guider, nfe=5, compare=True, delay_ms=1))
-    assert "distil" in again.cached
+    assert "distill" in again.cached
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v_prediction", "flow"])
@@ -215,7 +215,7 @@ def test_interrupt_keeps_the_best_so_far(host):
     """Within a second, whatever it is at; what was found by then is on disk, and the host goes on."""
     slow = distilling("interrupted", nfe=5, delay_ms=4, trajectories=10)
     prompt_id = host.queue(slow)
-    host.until(lambda e: e.kind == "progress" and e.data["node"] == "distil" and e.data["value"] > 900, 120)
+    host.until(lambda e: e.kind == "progress" and e.data["node"] == "distill" and e.data["value"] > 900, 120)
     asked = time.perf_counter()
     host.interrupt()
     run = host.wait(prompt_id)
@@ -229,7 +229,7 @@ def test_interrupt_keeps_the_best_so_far(host):
 
 def test_interrupt_before_the_first_result(host):
     prompt_id = host.queue(distilling("too early", nfe=5, delay_ms=50))
-    host.until(lambda e: e.kind == "progress" and e.data["node"] == "distil" and e.data["value"] >= 3)
+    host.until(lambda e: e.kind == "progress" and e.data["node"] == "distill" and e.data["value"] >= 3)
     asked = time.perf_counter()
     host.interrupt()
     assert host.wait(prompt_id).status == "interrupted"

@@ -122,7 +122,7 @@ def test_a_workflow_loads_whole(host, path, tmp_path):
 
 def test_the_workflows_name_what_a_user_has_or_makes():
     """One checkpoint, which the host's own templates use too, and the file that distilling makes."""
-    assert [path.stem for path in WORKFLOWS] == ["compare side by side", "distil then sample", "sample"]
+    assert [path.stem for path in WORKFLOWS] == ["compare side by side", "distill then sample", "sample"]
     for path in WORKFLOWS:
         nodes = {node["type"]: node for node in json.loads(path.read_text())["nodes"]}
         assert nodes["CheckpointLoaderSimple"]["widgets_values"] == [CHECKPOINT]
@@ -154,7 +154,7 @@ def test_a_workflow_runs(host, path, tmp_path):
             assert [width > 1000 for width, _ in node["pictures"]] == [True]
         else:
             assert node["pictures"] == [[128, 128]] * 10
-    if path.stem == "distil then sample":
+    if path.stem == "distill then sample":
         file = json.loads((host.base / "models" / "lmsd_schedules" / "digits nfe05.json").read_text())
         assert file["made_by"]["improved"] and file["made_by"]["compared"]
 

@@ -42,7 +42,7 @@ class Pack:
         self.module = sys.modules[self.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.module)
 
-    def part(self, name):
+    def submodule(self, name):
         """One of its modules."""
         return sys.modules[f"{self.name}.{name}"]
 

@@ -109,7 +109,7 @@ class IMG_TO_IMG_FLOW(CONST):
 
 
 class Levels:
-    """`told(timestep)`: the level that a network takes a time step for."""
+    """`level_of_call(timestep)`: the level that a network takes a time step for."""
 
     @property
     def sigma_min(self):
@@ -137,7 +137,7 @@ class Discrete(Levels):
         high = (low + 1).clamp(max=999)
         return torch.lerp(logs[low], logs[high], timestep - low).exp()
 
-    told = sigma
+    level_of_call = sigma
 
     def percent_to_sigma(self, percent):
         if not 0 < percent < 1:
@@ -155,7 +155,7 @@ class Continuous(Levels):
     def sigma(self, timestep):
         return (4 * timestep).exp()
 
-    told = sigma
+    level_of_call = sigma
 
     def percent_to_sigma(self, percent):
         if not 0 < percent < 1:
@@ -176,7 +176,7 @@ class Flow(Levels):
         t = timestep / 1000
         return self.shift * t / (1 + (self.shift - 1) * t)
 
-    def told(self, timestep):
+    def level_of_call(self, timestep):
         return timestep / 1000
 
     def percent_to_sigma(self, percent):
@@ -234,7 +234,7 @@ def pattern(size):
 
 def expected_image(x, sigma, label, flow):
     """E[x0 | x] where x0 is one of five Gaussians, which the label moves. `sigma`, `label`: [B]."""
-    centers, direction = (part.to(x.dtype) for part in pattern(x[0].numel()))
+    centers, direction = (values.to(x.dtype) for values in pattern(x[0].numel()))
     alpha = 1 - sigma if flow else torch.ones_like(sigma)
     variance = (alpha * WIDTH) ** 2 + sigma**2
     means = centers + label[:, None, None] * direction
@@ -264,8 +264,8 @@ class BaseModel:
     def apply_model(self, x, sigma, label):
         """What the model predicts of x0: the network's output, put together by the sampling."""
         sampling = self.model_sampling
-        told = sampling.timestep(sigma).float()
-        output = self.network(sampling.calculate_input(sigma, x), told, label)
+        timestep = sampling.timestep(sigma).float()
+        output = self.network(sampling.calculate_input(sigma, x), timestep, label)
         return sampling.calculate_denoised(sigma, output, x)
 
     def network(self, scaled, timestep, label):
@@ -273,7 +273,7 @@ class BaseModel:
         self.calls += 1
         self.on_call(self.calls)
         sampling = self.model_sampling
-        sigma = sampling.told(timestep)
+        sigma = sampling.level_of_call(timestep)
         scale, skip, out = sampling.coefficients(level(sigma))
         x = scaled / scale
         return (expected_image(x, sigma, label, isinstance(sampling, CONST)) - skip * x) / out
@@ -331,14 +331,14 @@ def pack_latents(latents):
 
 
 def unpack_latents(packed, shapes):
-    parts = packed.split([math.prod(shape[1:]) for shape in shapes], -1)
-    return [part.reshape(-1, *shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
+    split = packed.split([math.prod(shape[1:]) for shape in shapes], -1)
+    return [rows.reshape(-1, *shape[1:]) for rows, shape in zip(split, shapes, strict=True)]
 
 
 def prepare_noise(latent_image, seed, noise_inds=None):
     generator = torch.Generator().manual_seed(seed)
     if latent_image.is_nested:
-        return NestedTensor([torch.randn(part.shape, generator=generator) for part in latent_image.unbind()])
+        return NestedTensor([torch.randn(one.shape, generator=generator) for one in latent_image.unbind()])
     return torch.randn(latent_image.shape, generator=generator)
 
 
@@ -501,7 +501,7 @@ class Previewer:
 
 
 class Host:
-    """The modules, and what was told to them: `updates` of progress bars, `texts` on nodes."""
+    """The modules, and what they were given: `updates` of progress bars, `texts` on nodes."""
 
     def __init__(self, root: Path, interrupt=Exception):
         self.models, self.user = root / "models", root / "user"
@@ -594,11 +594,11 @@ class Host:
 
         comfy = module("comfy")
         comfy.__path__ = []
-        parts = [management, utils, sample, samplers, diffusion, nested]
-        for part in parts:
-            setattr(comfy, part.__name__.rpartition(".")[2], part)
-        everything = [comfy, *parts, sampling, preview, server, self.folder_paths()]
-        return {part.__name__: part for part in everything}
+        submodules = [management, utils, sample, samplers, diffusion, nested]
+        for submodule in submodules:
+            setattr(comfy, submodule.__name__.rpartition(".")[2], submodule)
+        everything = [comfy, *submodules, sampling, preview, server, self.folder_paths()]
+        return {one.__name__: one for one in everything}
 
     def folder_paths(self):
         paths = types.ModuleType("folder_paths")

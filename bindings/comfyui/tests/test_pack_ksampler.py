@@ -104,10 +104,10 @@ def test_the_newest_file_for_model_and_steps_is_taken(asked, host):
 
 
 def test_the_callback_counts_the_hosts_steps(asked, host):
-    model, told = Model("flow"), []
+    model, seen = Model("flow"), []
     saved(asked, host, "four", 0, model=model, steps=4)
-    run(host, model, 4, callback=lambda *step: told.append((step[0], step[3])))
-    assert told == [(i, 4) for i in range(4)]
+    run(host, model, 4, callback=lambda *step: seen.append((step[0], step[3])))
+    assert seen == [(i, 4) for i in range(4)]
 
 
 @pytest.mark.parametrize("kind", ["eps", "edm", "flow"])

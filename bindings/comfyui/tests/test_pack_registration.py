@@ -65,7 +65,7 @@ def test_every_node_has_a_help_page_that_names_its_inputs(pack):
 
 def test_the_setting_on_the_page_is_the_one_that_is_read(pack):
     script = (PACK / pack.module.WEB_DIRECTORY / "js" / "settings.js").read_text("utf-8")
-    assert f'id: "{pack.part("ksampler").SETTING}"' in script and "defaultValue: false" in script
+    assert f'id: "{pack.submodule("ksampler").SETTING}"' in script and "defaultValue: false" in script
 
 
 def test_workflows_hold_nodes_that_are_there(pack):

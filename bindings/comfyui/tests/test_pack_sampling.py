@@ -133,12 +133,12 @@ def test_the_callback_hears_every_step(pack, host):
         return inner(model, x, sigmas, extra_args, on_step, disable)
 
     sampler.sampler_function = listening
-    told = []
+    displayed = []
     latent = torch.zeros(2, 4, 2, 2)
     arguments = noise_like(latent), latent, sampler, sigmas
-    host.sample(host.guider(model), *arguments, callback=lambda *step: told.append(step))
-    assert [step["i"] for step in heard] == list(range(5)) == [step[0] for step in told]
-    assert all(step[3] == 5 for step in told)
+    host.sample(host.guider(model), *arguments, callback=lambda *step: displayed.append(step))
+    assert [step["i"] for step in heard] == list(range(5)) == [step[0] for step in displayed]
+    assert all(step[3] == 5 for step in displayed)
     for name, values in (
         ("sigma", schedule.sigmas[:-1]),
         ("sigma_hat", schedule.sigmas[:-1] * schedule.scales),

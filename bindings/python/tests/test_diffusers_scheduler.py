@@ -351,7 +351,7 @@ def test_a_flow_schedule_that_scales_its_start_is_refused_where_it_cannot_be():
     file["nodes"][0]["sigma"] = 0.9
     pipe = quiet(digits_pipeline("flow_prediction"))
     pipe.scheduler = LmsdScheduler.from_schedule(lmsd.Schedule.from_json(file), like=pipe.scheduler)
-    with pytest.raises(ValueError, match="scales x_T by 0.9 first; distil with fit_start=False"):
+    with pytest.raises(ValueError, match="scales x_T by 0.9 first; distill with fit_start=False"):
         pipe(TEN, num_inference_steps=2)
 
 

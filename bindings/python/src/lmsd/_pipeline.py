@@ -360,7 +360,7 @@ def distill(
     progress: bool | Callable[[dict], Any] = True,
     **options,
 ) -> _core.Distilled:
-    """Distils schedules for a diffusers pipeline as it is, by forward calls only.
+    """Distills schedules for a diffusers pipeline as it is, by forward calls only.
 
         found = lmsd.diffusers.distill(pipe, prompts, nfe=5, guidance_scale=7.5, height=512, width=512)
         pipe.scheduler = LmsdScheduler.from_schedule(found, like=pipe.scheduler)

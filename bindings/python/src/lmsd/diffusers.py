@@ -270,7 +270,7 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         if not self._scaled and (factor != 1 or self._network.process == "ve"):
             reason = "this network takes scaled latents"
             if self._network.process == "flow":
-                reason = f"the schedule scales x_T by {factor:.6g} first; distil with fit_start=False"
+                reason = f"the schedule scales x_T by {factor:.6g} first; distill with fit_start=False"
             raise ValueError(f"the pipeline did not call scheduler.scale_model_input(): {reason}")
         self._scaled = False
         wide = torch.promote_types(sample.dtype, torch.float32)

@@ -32,7 +32,7 @@ def left(host):
     return sorted(path.name for path in folder(host).iterdir() if path.suffix != ".json")
 
 
-def distil(pack, model, prompt=None, latent=None, cfg=1.0, seed=0, **options):
+def distill(pack, model, prompt=None, latent=None, cfg=1.0, seed=0, **options):
     """The node of MODEL and conditioning."""
     return pack.run(
         "LmsdDistill",
@@ -47,7 +47,7 @@ def distil(pack, model, prompt=None, latent=None, cfg=1.0, seed=0, **options):
     )[0]
 
 
-def distil_guider(pack, guider, noise, latent=None, **options):
+def distill_guider(pack, guider, noise, latent=None, **options):
     """The node of GUIDER and NOISE."""
     inputs = {"guider": guider, "noise": noise, "latent_image": latent or empty(), "node_id": "7"}
     return pack.run("LmsdDistillGuider", **inputs, **{**QUICK, **options})[0]
@@ -75,7 +75,7 @@ def test_it_beats_published_solvers_on_seeds_it_has_not_seen(pack, host, kind, c
     """And sampling with it, through the host, says nothing against it."""
     model = Model(kind)
     with caplog.at_level(logging.WARNING):
-        schedule = distil(pack, model, cfg=cfg, nfe=3, trajectories=84, batch_size=8)
+        schedule = distill(pack, model, cfg=cfg, nfe=3, trajectories=84, batch_size=8)
         ours = end(pack, host, model, schedule, cfg, shape=(64, 4, 2, 2))
     assert caplog.records == []
     assert schedule.nfe == 3 and schedule.made_by["improved"]
@@ -96,14 +96,14 @@ def test_it_beats_published_solvers_on_seeds_it_has_not_seen(pack, host, kind, c
 def test_both_nodes_do_the_same(pack, host):
     model = Model("edm")
     guider = host.guider(model, 2.0, conditioning(0.0), conditioning(-0.5))
-    by_guider = distil_guider(pack, guider, RandomNoise(5))
-    by_model = distil(pack, model, cfg=2.0, seed=5)
+    by_guider = distill_guider(pack, guider, RandomNoise(5))
+    by_model = distill(pack, model, cfg=2.0, seed=5)
     assert by_guider.to_dict()["nodes"] == by_model.to_dict()["nodes"]
     assert files(host) == ["toy (2) nfe02.json", "toy nfe02.json"]
 
 
 def test_the_seed_decides(pack, host):
-    first, again, other = (distil(pack, Model("edm"), seed=seed) for seed in (4, 4, 5))
+    first, again, other = (distill(pack, Model("edm"), seed=seed) for seed in (4, 4, 5))
     assert first.to_dict()["nodes"] == again.to_dict()["nodes"] != other.to_dict()["nodes"]
     assert first.made_by["distance"] == again.made_by["distance"]
     assert first.made_by["seeds"].startswith("Seeded from seed 4, 16 images a batch, model and conditions ")
@@ -111,7 +111,7 @@ def test_the_seed_decides(pack, host):
 
 
 def test_the_largest_seed_wraps_around(pack, host):
-    assert distil(pack, Model("edm"), seed=0xFFFFFFFFFFFFFFFF).made_by["improved"]
+    assert distill(pack, Model("edm"), seed=0xFFFFFFFFFFFFFFFF).made_by["improved"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_the_largest_seed_wraps_around(pack, host):
     ],
 )
 def test_the_file_says_what_it_was_made_for(pack, host, kind, about):
-    made = distil(pack, Model(kind, name="SD15"), cfg=2.5, nfe=3).made_for
+    made = distill(pack, Model(kind, name="SD15"), cfg=2.5, nfe=3).made_for
     assert made["model"] == "SD15" and made["guidance_scale"] == 2.5 and made["latent_shape"] == [4, 2, 2]
     assert {name: made[name] for name in about} == about
     assert ("shift" in made) == (kind == "flow")
@@ -132,17 +132,17 @@ def test_the_file_says_what_it_was_made_for(pack, host, kind, about):
 def test_guidance_in_the_conditioning_is_recorded(pack, host):
     """Flux's, at cfg 1; with two scales none is."""
     model = Model("flow")
-    assert distil(pack, model, conditioning(0.0, guidance=3.5)).made_for["guidance_scale"] == 3.5
+    assert distill(pack, model, conditioning(0.0, guidance=3.5)).made_for["guidance_scale"] == 3.5
     guider = host.guider(model, 2.0)
     guider.cfg1 = 4.0
-    assert "guidance_scale" not in distil_guider(pack, guider, RandomNoise(0)).made_for
+    assert "guidance_scale" not in distill_guider(pack, guider, RandomNoise(0)).made_for
 
 
 def test_the_patched_shift_is_fitted_and_recorded(pack, host):
     model = Model("flow")
-    plain = distil(pack, model)
+    plain = distill(pack, model)
     model.add_object_patch("model_sampling", fake_comfy.sampling_of("flow", shift=1.5))
-    assert distil(pack, model).made_for["shift"] == 1.5 and plain.made_for["shift"] == 3.0
+    assert distill(pack, model).made_for["shift"] == 1.5 and plain.made_for["shift"] == 3.0
     with pytest.raises(ValueError, match="the schedule was made for (shift|sigma_min)"):
         pack.run("LmsdSampler", schedule=plain, model=model)
 
@@ -153,17 +153,17 @@ def test_a_family_and_its_files(pack, host):
     def there():
         """But for what Python, pytest and ruff keep beside it, of other processes too."""
         paths = [path.relative_to(PACK) for path in PACK.rglob("*")]
-        return {path for path in paths if not any(part.startswith((".", "__")) for part in path.parts[:-1])}
+        return {path for path in paths if not any(name.startswith((".", "__")) for name in path.parts[:-1])}
 
     before = there()
-    schedule = distil(pack, Model("edm"), nfe=3, nfe_from=1, name="a/b: my model")
+    schedule = distill(pack, Model("edm"), nfe=3, nfe_from=1, name="a/b: my model")
     assert schedule.nfe == 3
     assert files(host) == [f"a_b_ my model nfe0{nfe}.json" for nfe in (1, 2, 3)]
     for nfe, name in zip((1, 2, 3), files(host), strict=True):
         loaded = pack.run("LmsdLoadSchedule", schedule=name)[0]
         assert loaded.nfe == nfe and loaded.name.startswith("a/b: my model: ")
         assert nfe < 3 or loaded == schedule
-    assert distil(pack, Model("edm"), nfe=3, name="a/b: my model").nfe == 3
+    assert distill(pack, Model("edm"), nfe=3, name="a/b: my model").nfe == 3
     assert files(host)[0] == "a_b_ my model (2) nfe03.json" and len(files(host)) == 4 and left(host) == []
     assert before == there()
     assert not [path for path in host.models.parent.rglob("*.json") if path.parent != folder(host)]
@@ -180,12 +180,12 @@ def test_a_family_and_its_files(pack, host):
     ],
 )
 def test_any_name_is_the_name_of_a_file_in_the_folder(pack, host, name, file):
-    assert pack.part("host").new_files(name, [3]) == {3: folder(host) / file}
+    assert pack.submodule("host").new_files(name, [3]) == {3: folder(host) / file}
 
 
 def test_names_of_many_bytes(pack, host):
     """File systems count bytes, at most 255; these letters take three each."""
-    schedule = distil(pack, Model("edm"), name="\u50cf\u7d20" * 60)
+    schedule = distill(pack, Model("edm"), name="\u50cf\u7d20" * 60)
     (only,) = files(host)
     assert pack.run("LmsdLoadSchedule", schedule=only) == (schedule,)
 
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(pack, host):
     folder(host).rmdir()
     folder(host).write_text("in the way")
     with pytest.raises(OSError):
-        distil(pack, model)
+        distill(pack, model)
     assert model.model.calls == 0
 
 
@@ -206,24 +206,24 @@ LATENTS = {"video": (1, 4, 2, 2, 2), "of 2 channels": (1, 2, 2, 2), "a batch of 
 @pytest.mark.parametrize("shape", LATENTS.values(), ids=LATENTS)
 def test_latents_of_any_shape(pack, host, shape):
     """Empty ones get the model's channels; of a batch the first counts."""
-    schedule = distil(pack, Model("edm"), latent=empty(*shape), trajectories=84, batch_size=4)
+    schedule = distill(pack, Model("edm"), latent=empty(*shape), trajectories=84, batch_size=4)
     assert schedule.made_for["latent_shape"] == [4, *shape[2:]] and schedule.made_by["improved"]
 
 
-@pytest.mark.parametrize("node", [distil, distil_guider])
+@pytest.mark.parametrize("node", [distill, distill_guider])
 def test_nested_latents(pack, host, node):
     """Video and audio: one flat row for the sampler."""
     latent = {"samples": fake_comfy.NestedTensor([torch.zeros(1, 4, 2, 2, 2), torch.zeros(1, 2, 5)])}
     model = Model("flow")
-    if node is distil:
-        schedule = distil(pack, model, latent=latent)
+    if node is distill:
+        schedule = distill(pack, model, latent=latent)
     else:
-        schedule = distil_guider(pack, host.guider(model), RandomNoise(0), latent)
+        schedule = distill_guider(pack, host.guider(model), RandomNoise(0), latent)
     assert schedule.made_for["latent_shape"] == [1, 42] and schedule.made_by["improved"]
     sampler, sigmas = pack.run("LmsdSampler", schedule=schedule, model=model)
     noise = RandomNoise(9).generate_noise(latent)
     out = host.sample(host.guider(model), noise, latent["samples"], sampler, sigmas)
-    assert [part.shape for part in out.unbind()] == [(1, 4, 2, 2, 2), (1, 2, 5)]
+    assert [one.shape for one in out.unbind()] == [(1, 4, 2, 2, 2), (1, 2, 5)]
 
 
 def test_image_i_of_a_batch_gets_prompt_i(pack, host):
@@ -237,7 +237,7 @@ def test_image_i_of_a_batch_gets_prompt_i(pack, host):
 
     model.model.network = listening
     prompt = conditioning(0.5, -0.5, 0.25)
-    schedule = distil(pack, model, prompt, batch_size=4, trajectories=8)
+    schedule = distill(pack, model, prompt, batch_size=4, trajectories=8)
     assert seen and all(labels == [0.5, -0.5, 0.25, 0.5] for labels in seen)
     assert schedule.made_by["improved"]
 
@@ -249,7 +249,7 @@ def test_the_image_below_the_noise_is_the_hosts(pack, host):
     seen = []
     apply = model.model.apply_model
     model.model.apply_model = lambda x, sigma, label: seen.append((x, sigma)) or apply(x, sigma, label)
-    distil(pack, model, latent=latent, seed=3)
+    distill(pack, model, latent=latent, seed=3)
     x, sigma = seen[0]
     noise = torch.randn(16, 4, 2, 2, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(x, noise * (1 + 80.0**2) ** 0.5 + 50.0, rtol=1e-5, atol=1e-3)
@@ -270,7 +270,7 @@ def test_noise_that_no_seed_changes_is_refused(pack, host):
     model = Model("edm")
     for noise, words in ((Seedless(), "has no seed"), (Same(), "the same for every seed")):
         with pytest.raises(ValueError, match=words):
-            distil_guider(pack, host.guider(model), noise)
+            distill_guider(pack, host.guider(model), noise)
     assert model.model.calls == 0 and files(host) == []
 
 
@@ -283,7 +283,7 @@ def test_an_error_of_the_model_comes_out_as_it_is(pack, host):
 
     model.model.on_call = fail
     with pytest.raises(RuntimeError) as raised:
-        distil(pack, model)
+        distill(pack, model)
     assert raised.value is error and files(host) == []
 
 
@@ -291,8 +291,8 @@ def test_an_error_of_the_model_comes_out_as_it_is(pack, host):
 
 
 def test_progress_grows_and_previews_and_words_are_shown(pack, host, monkeypatch):
-    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
-    schedule = distil(pack, Model("edm"), nfe=2, nfe_from=1, compare=True)
+    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
+    schedule = distill(pack, Model("edm"), nfe=2, nfe_from=1, compare=True)
     values = [value for value, _, _ in host.updates]
     assert values == sorted(values) and values[0] == 1
     assert all(0 < value <= total for value, total, _ in host.updates)
@@ -310,7 +310,7 @@ def test_progress_grows_and_previews_and_words_are_shown(pack, host, monkeypatch
 
 def test_previews_show_the_students_image_all_along(pack, host, monkeypatch):
     """In the model's scale, of the last step; none of the teacher's."""
-    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
     shown = {}
 
     def decode(preview_format, latent):
@@ -319,7 +319,7 @@ def test_previews_show_the_students_image_all_along(pack, host, monkeypatch):
         return "JPEG", latent[0], 512
 
     host.previewer.decode_latent_to_preview_image = decode
-    distil(pack, Model("edm"))
+    distill(pack, Model("edm"))
     assert [preview is not None for *_, preview in host.updates].count(True) == len(shown) > 20
     first, last, total = min(shown), max(shown), len(host.updates)
     assert first > 30 and last > 0.9 * total
@@ -329,20 +329,20 @@ def test_previews_show_the_students_image_all_along(pack, host, monkeypatch):
 
 def test_no_preview_is_no_fault(pack, host, monkeypatch):
     """Of packed latents, of a previewer that fails, or without one."""
-    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
 
     def fail(*_):
         raise RuntimeError("unknown latent")
 
     host.previewer.decode_latent_to_preview_image = fail
-    assert distil(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
+    assert distill(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
     host.previewer = None
-    assert distil(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
+    assert distill(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
     assert not any(preview for *_, preview in host.updates)
 
 
 def test_the_plan_is_shown_once_before_the_fit(pack, host):
-    schedule = distil(pack, Model("edm"), nfe=3, nfe_from=2, trajectories=16, batch_size=4)
+    schedule = distill(pack, Model("edm"), nfe=3, nfe_from=2, trajectories=16, batch_size=4)
     words = [text for _, text in host.texts]
     (at,) = [number for number, text in enumerate(words) if text.startswith("plan: ")]
     found = re.fullmatch(
@@ -357,27 +357,29 @@ def test_the_plan_is_shown_once_before_the_fit(pack, host):
 
 
 def test_words_for_times(pack):
-    part = pack.part("distil")
-    assert [part.duration(seconds) for seconds in (0, 20, 61, 600)] == [
+    words = pack.submodule("distill")
+    assert [words.duration(seconds) for seconds in (0, 20, 61, 600)] == [
         "less than a minute",
         "less than a minute",
         "about 1 minute",
         "about 10 minutes",
     ]
-    told = {"calls_expected": 2500, "batch": 4, "seconds_left": 600.0, "gain_expected": 1.8}
-    assert part.plan(told).startswith(
+    progress = {"calls_expected": 2500, "batch": 4, "seconds_left": 600.0, "gain_expected": 1.8}
+    assert words.plan(progress).startswith(
         "plan: 10000 image-calls, about 10 minutes at this model's speed; similar"
     )
-    assert part.plan({**told, "seconds_left": float("inf")}).startswith("plan: 10000 image-calls; similar")
+    assert words.plan({**progress, "seconds_left": float("inf")}).startswith(
+        "plan: 10000 image-calls; similar"
+    )
 
 
 def test_hosts_without_words_on_nodes(pack, host, monkeypatch):
     monkeypatch.delattr(host.modules["server"].PromptServer.instance, "send_progress_text")
-    assert distil(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
+    assert distill(pack, Model("edm"), trajectories=4, batch_size=4).nfe == 2
 
 
 def test_comparisons_are_in_every_file(pack, host):
-    schedule = distil(pack, Model("flow"), nfe=3, nfe_from=2, compare=True)
+    schedule = distill(pack, Model("flow"), nfe=3, nfe_from=2, compare=True)
     for name in files(host):
         loaded = pack.run("LmsdLoadSchedule", schedule=name)[0]
         rows = {(row["solver"], row["nfe"]): row["distance"] for row in loaded.made_by["compared"]}
@@ -404,12 +406,12 @@ def test_time_is_kept(pack, host):
 
     model.model.on_call = on_call
     with pytest.raises(host.Interrupt):
-        distil(pack, model, name="first")
+        distill(pack, model, name="first")
     seconds = 1 + 4 * (begun[-1] - begun[0])
     host.texts.clear()
     begun.clear()
     before = time.monotonic()
-    schedule = distil(pack, model, minutes=seconds / 60)
+    schedule = distill(pack, model, minutes=seconds / 60)
     assert time.monotonic() - before >= seconds
     assert sum(start > begun[0] + seconds for start in begun) <= 1  # the call in which the time was over
     assert schedule.nfe == 2 and files(host) == ["first nfe02.json", "toy nfe02.json"]
@@ -430,7 +432,7 @@ def interrupted_in_the_fit(pack, host, model, after=60, **options):
     host.texts.clear()
     model.model.on_call = on_call
     with pytest.raises(host.Interrupt):
-        distil(pack, model, **FIT, **options)
+        distill(pack, model, **FIT, **options)
     assert files(host)[0] == "toy nfe02.json"
     model.model.on_call = lambda calls: None
     host.texts.clear()
@@ -440,13 +442,13 @@ def interrupted_in_the_fit(pack, host, model, after=60, **options):
 def test_running_again_goes_on(pack, host):
     """To the very schedule of a run that was not disturbed, with fewer calls than that."""
     model = Model("edm")
-    want = distil(pack, model, name="whole", **FIT)
+    want = distill(pack, model, name="whole", **FIT)
     calls = model.model.calls
     model = Model("edm")
     first = interrupted_in_the_fit(pack, host, model)
     assert left(host) == ["toy checkpoint.jsonl"] and first < calls
     assert not any("checkpoint" in name for name in pack.inputs("LmsdLoadSchedule")["schedule"][0])
-    got = distil(pack, model, **FIT)
+    got = distill(pack, model, **FIT)
     assert got.to_dict()["nodes"] == want.to_dict()["nodes"]
     assert got.made_by["distance"] == want.made_by["distance"]
     assert model.model.calls - first < calls - 0.5 * first
@@ -472,9 +474,9 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(pack, host, change, cap
             model.model.network = lambda *inputs: 1.01 * network(*inputs)
         return model
 
-    want = distil(pack, make(), name="whole", **{**FIT, **other})
+    want = distill(pack, make(), name="whole", **{**FIT, **other})
     interrupted_in_the_fit(pack, host, Model("edm"))
-    got = distil(pack, make(), **{**FIT, **other})
+    got = distill(pack, make(), **{**FIT, **other})
     assert got.to_dict()["nodes"] == want.to_dict()["nodes"]
     assert "starting anew" in caplog.text and any("starting anew" in text for _, text in host.texts)
     assert left(host) == []
@@ -483,7 +485,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(pack, host, change, cap
 def test_with_more_minutes_it_goes_on(pack, host):
     """After the time was over in the fit, and before the first result."""
     model = Model("edm")
-    want = distil(pack, model, name="whole", **FIT)
+    want = distill(pack, model, name="whole", **FIT)
     calls = model.model.calls
     model = Model("edm")
     slow = []
@@ -495,11 +497,11 @@ def test_with_more_minutes_it_goes_on(pack, host):
 
     model.model.on_call = on_call
     host.texts.clear()
-    distil(pack, model, minutes=6 / 60, **FIT)
+    distill(pack, model, minutes=6 / 60, **FIT)
     assert left(host) == ["toy checkpoint.jsonl"]
     assert "minutes were over: with more the same node goes on" in host.texts[-1][1]
     model.model.on_call, first = lambda calls: None, model.model.calls
-    got = distil(pack, model, minutes=60, **FIT)
+    got = distill(pack, model, minutes=60, **FIT)
     assert got.to_dict()["nodes"] == want.to_dict()["nodes"] and left(host) == []
     assert model.model.calls - first < calls - 0.5 * first
 
@@ -508,7 +510,7 @@ def test_too_little_time_is_an_error_that_says_so(pack, host):
     model = Model("edm")
     model.model.on_call = lambda calls: time.sleep(0.01)
     with pytest.raises(TimeoutError, match="before the first result: .* Give it more minutes"):
-        distil(pack, model, minutes=0.1 / 60)
+        distill(pack, model, minutes=0.1 / 60)
     assert files(host) == []
 
 
@@ -527,14 +529,14 @@ def hungry(most):
 
 
 def test_where_memory_runs_out_the_batch_is_halved(pack, host, caplog):
-    want = distil(pack, Model("edm"), batch_size=4, name="small")
-    got = distil(pack, hungry(5), batch_size=16)
+    want = distill(pack, Model("edm"), batch_size=4, name="small")
+    got = distill(pack, hungry(5), batch_size=16)
     assert got.made_by["seeds"] == want.made_by["seeds"] and "4 images a batch" in got.made_by["seeds"]
     assert (got.sigmas == want.sigmas).all() and (got.scales == want.scales).all()
     assert caplog.text.count("starting again with") == 2 and "starting again with 4" in caplog.text
     assert files(host) == ["small nfe02.json", "toy nfe02.json"]
     with pytest.raises(torch.OutOfMemoryError):
-        distil(pack, hungry(0), name="none")
+        distill(pack, hungry(0), name="none")
     assert "starting again with 1" in caplog.text and len(files(host)) == 2
 
 
@@ -548,11 +550,11 @@ def test_a_failing_model_keeps_the_best_so_far(pack, host):
     model = Model("edm")
     model.model.on_call = on_call
     with pytest.raises(MemoryError, match="no memory left"):
-        distil(pack, model)
+        distill(pack, model)
     assert files(host)
     model.model.on_call = lambda calls: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        distil(pack, model, name="at once")
+        distill(pack, model, name="at once")
 
 
 AT = {
@@ -576,7 +578,7 @@ AT = {
 def test_an_interrupt_ends_it_at_once_and_keeps_the_best(pack, host, moment, source, monkeypatch):
     """Wherever it is raised. The host gets its own exception, and a file is there if there was a result."""
     model = Model("edm")
-    monkeypatch.setattr(pack.part("distil"), "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
     pressed = []
 
     def due():
@@ -604,7 +606,7 @@ def test_an_interrupt_ends_it_at_once_and_keeps_the_best(pack, host, moment, sou
     if source == "flag":
         host.modules["comfy.utils"].ProgressBar.update_absolute = lambda *_: None  # as newer ones: not always
     with pytest.raises(host.Interrupt) as raised:
-        distil(pack, model, compare=True)
+        distill(pack, model, compare=True)
     assert raised.value is host.raised[0] and len(host.raised) == 1 and not host.interrupted
     assert model.model.calls <= pressed[0] + 1
     has_result = moment in ("fit", "comparison")
@@ -624,7 +626,7 @@ def test_an_interrupted_family_keeps_what_is_finished(pack, host):
 
     model.model.on_call = on_call
     with pytest.raises(host.Interrupt):
-        distil(pack, model, nfe=3, nfe_from=1)
+        distill(pack, model, nfe=3, nfe_from=1)
     assert set(files(host)) >= {"toy nfe01.json"}
     # What was not fitted yet is the best published solver or a start that is nearer, and says which.
     largest = pack.run("LmsdLoadSchedule", schedule="toy nfe03.json", model=Model("edm"))[0]

@@ -1,7 +1,7 @@
 """A distillation inside ComfyUI: the guider's own model, called forward only.
 
 The host loads the model, applies guidance, conditioning, hooks and patches; a sampler function of ours is all
-that is new to it, and it distils instead of sampling.
+that is new to it, and it distills instead of sampling.
 """
 
 import copy
@@ -111,7 +111,7 @@ def noise_of(noise, samples, batch: int, like):
     return made.to(like.device, like.dtype)
 
 
-def distil(
+def distill(
     guider,
     noise,
     latent: dict,
@@ -125,7 +125,7 @@ def distil(
     compare: bool,
     node_id=None,
 ) -> lmsd.Schedule:
-    """Distils for `guider`, saves the family under models/lmsd_schedules, returns the schedule of `nfe`.
+    """Distills for `guider`, saves the family under models/lmsd_schedules, returns the schedule of `nfe`.
 
     An interrupt ends it within one model call: the best so far is saved, then the host's exception goes on.
     A run of the same name goes on from where one was interrupted, failed, or was out of time. Where memory
@@ -270,7 +270,7 @@ def distil(
         comfy.model_management.soft_empty_cache()
         half = batch_size // 2
         logging.warning("lmsd: no memory left with batch_size %d; starting again with %d", batch_size, half)
-        return distil(
+        return distill(
             guider,
             noise,
             latent,
