@@ -170,6 +170,13 @@ impl Item {
         if !self.kind.values.is_empty() {
             item["values"] = json!(self.kind.values);
         }
+        let (low, high) = self.kind.bounds;
+        if low.is_finite() {
+            let whole = self.kind.json == "integer";
+            let number = |value: f64| if whole { json!(value as u64) } else { json!(value) };
+            item["min"] = number(low);
+            item["max"] = number(high);
+        }
         item
     }
 }
