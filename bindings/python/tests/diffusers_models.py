@@ -80,9 +80,9 @@ def stable_diffusion():
         steps_offset=1,
         timestep_spacing="leading",
     )
-    parts = dict.fromkeys(["text_encoder", "tokenizer", "safety_checker", "feature_extractor"])
+    absent = dict.fromkeys(["text_encoder", "tokenizer", "safety_checker", "feature_extractor"])
     pipeline = StableDiffusionPipeline(
-        unet=small_unet(), vae=small_vae(), scheduler=scheduler, **parts, requires_safety_checker=False
+        unet=small_unet(), vae=small_vae(), scheduler=scheduler, **absent, requires_safety_checker=False
     )
     embeds = torch.randn(2, 3, 8)
     return pipeline, {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}

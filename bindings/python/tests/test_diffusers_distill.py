@@ -239,9 +239,9 @@ def test_where_memory_runs_out_the_batch_is_halved():
 def test_an_exception_of_progress_comes_out_as_itself(error, number):
     heard, (pipe, _) = [], counted()
 
-    def progress(told):
+    def progress(report):
         assert threading.current_thread() is threading.main_thread()
-        heard.append(told)
+        heard.append(report)
         if len(heard) == number:
             raise error
 
@@ -258,6 +258,10 @@ def test_an_exception_of_progress_comes_out_as_itself(error, number):
         ({"fit_everything": True}, lmsd.Error, "fit_everything"),
         ({"teacher": "nobody"}, lmsd.Error, "nobody"),
         ({"guidance_scale": "a lot"}, TypeError, "str"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"batch_size": -1}, ValueError, "batch_size is -1"),
+        ({"latents": torch.zeros(8, 1, 8, 8)}, ValueError, "its own latents"),
+        ({"num_inference_steps": 8}, ValueError, "its own num_inference_steps"),
     ],
 )
 def test_what_lmsd_and_the_pipeline_refuse(options, kind, text):
@@ -267,7 +271,7 @@ def test_what_lmsd_and_the_pipeline_refuse(options, kind, text):
 
 
 def test_prompts_are_texts_or_dicts_of_arguments():
-    from lmsd._pipeline import conditions
+    from lmsd._pipeline.batches import conditions
 
     assert conditions(["a", "b", "c"], 1, 4) == {"prompt": ["b", "c", "a", "b"]}
     found = conditions([{"prompt": "a", "embeds": torch.zeros(3)}], 0, 2)
@@ -306,11 +310,11 @@ def test_ctrl_c_before_the_first_result_and_the_second_one_are_interrupts(calls)
 def test_progress_stops():
     heard, (pipe, _) = [], counted()
     found = distill(
-        pipe, LABELS, nfe=3, progress=lambda told: heard.append(told) or len(heard) == 150, **QUICK
+        pipe, LABELS, nfe=3, progress=lambda report: heard.append(report) or len(heard) == 150, **QUICK
     )
     assert found.report["stopped"] == "cancelled" and len(heard) == 150
     assert heard[0]["phase"] == "teacher"
-    assert heard[-1]["calls"] == 150 - sum(told["phase"] == "plan" for told in heard)
+    assert heard[-1]["calls"] == 150 - sum(report["phase"] == "plan" for report in heard)
 
 
 def test_it_works_in_another_thread():

@@ -135,9 +135,9 @@ def test_strength_runs_the_rest_of_the_schedule(pipe, use):
     noise = torch.randn(10, 1, 8, 8, generator=seeded())
     for steps in range(1, 7):
         sigma = schedule.sigma_start if steps == 6 else schedule.sigmas[6 - steps]
-        part = schedule.start_at(sigma)
-        assert part.nfe == steps
-        expected = lmsd.sample(part, image + noise * sigma, denoiser(pipe, TEN, 1.0))
+        rest = schedule.start_at(sigma)
+        assert rest.nfe == steps
+        expected = lmsd.sample(rest, image + noise * sigma, denoiser(pipe, TEN, 1.0))
         found = pipe(TEN, image=image, strength=steps / 6 + 1e-6, num_inference_steps=6, latents=noise)
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
 
@@ -478,9 +478,9 @@ def image_to_image(name, pipe):
     from diffusers import FluxImg2ImgPipeline, StableDiffusion3Img2ImgPipeline, StableDiffusionImg2ImgPipeline
 
     kinds = (StableDiffusionImg2ImgPipeline, StableDiffusion3Img2ImgPipeline, FluxImg2ImgPipeline)
-    parts = {key: part for key, part in pipe.components.items() if key not in ("image_encoder",)}
+    components = {key: one for key, one in pipe.components.items() if key not in ("image_encoder",)}
     more = {"requires_safety_checker": False} if name == "stable_diffusion" else {}
-    return quiet(kinds[STOCK.index(name)](**parts, **more))
+    return quiet(kinds[STOCK.index(name)](**components, **more))
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -506,7 +506,7 @@ def test_a_saved_pipeline_comes_back_with_its_schedules(tmp_path):
     options = {"output_type": "latent", "num_inference_steps": 4, **two}
     expected = pipe(**options, generator=seeded()).images
     pipe.save_pretrained(tmp_path)
-    missing = [name for name, part in pipe.components.items() if part is None]
+    missing = [name for name, one in pipe.components.items() if one is None]
     again = quiet(DiffusionPipeline.from_pretrained(tmp_path, **dict.fromkeys(missing)))
     assert isinstance(again.scheduler, LmsdScheduler)
     torch.testing.assert_close(again(**options, generator=seeded()).images, expected)

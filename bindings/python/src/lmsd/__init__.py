@@ -12,12 +12,14 @@ command line.
 from ._abi import Error, ScheduleError, Status, lib
 from ._core import Distilled, Progress, ProgressBar, Sampler, Schedule, options, sample, solvers
 from ._functions import compare, distill, rivals, solve
-from ._hosts import out_of_memory
+from ._interrupt import Interrupt
+from ._memory import halve_until_it_fits, out_of_memory
 
 __version__ = lib.lmsd_version().decode()
 __all__ = [
     "Distilled",
     "Error",
+    "Interrupt",
     "Progress",
     "ProgressBar",
     "Sampler",
@@ -26,6 +28,7 @@ __all__ = [
     "Status",
     "compare",
     "distill",
+    "halve_until_it_fits",
     "options",
     "out_of_memory",
     "rivals",

@@ -336,13 +336,6 @@ def host_for(x) -> Host:
     return TorchDescribed(x, torch, tensors_of) if tensors_of else Torch(x, torch)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a model failed for want of memory, by what torch and Python raise then."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return said or isinstance(error, MemoryError)
-
-
 def no_grad(host: Host):
     """A context in which torch, if it is torch, records nothing. The results are ordinary tensors."""
     return host.torch.no_grad() if isinstance(host, Torch) else contextlib.nullcontext()

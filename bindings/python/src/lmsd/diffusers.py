@@ -23,8 +23,9 @@ try:
 except ImportError as error:
     raise ImportError(f"lmsd.diffusers needs torch and diffusers: pip install torch diffusers ({error})")
 
-from ._pipeline import Network, distill, logger, settings, shift_of
-from .cli import schedule_files
+from ._files import schedule_files
+from ._pipeline.distillation import distill, logger
+from ._pipeline.network import Network, settings, shift_of
 
 __all__ = ["LmsdScheduler", "LmsdSchedulerOutput", "distill"]
 

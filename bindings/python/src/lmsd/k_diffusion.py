@@ -16,7 +16,7 @@ SAME = 1e-4  # relative: hosts keep sigmas in float32
 
 
 def host_sigmas(schedule: _core.Schedule):
-    """What the host is to be told as its noise levels: float32 tensor [nfe + 1], from `sigma_start` on.
+    """The noise levels to give the host: float32 tensor [nfe + 1], from `sigma_start` on.
 
     The first is that of x_T, which need not be that of the first model call.
     """
@@ -29,7 +29,7 @@ def fitting(schedule: _core.Schedule, sigmas) -> _core.Schedule:
     """The schedule for a run from `sigmas[0]` to `sigmas[-1]`, at least two of them.
 
     From `schedule.sigma_start` the whole of it, for which the host must be set to `schedule.nfe` steps; from
-    below (image to image) the part that starts there, see `Schedule.start_at`. Raises Error otherwise.
+    below (image to image) the rest that starts there, see `Schedule.start_at`. Raises Error otherwise.
     """
     first, last, steps = float(sigmas[0]), float(sigmas[-1]), len(sigmas) - 1
     start, end = schedule.sigma_start, schedule.sigma_end
@@ -52,8 +52,8 @@ def sample_lmsd(model, x, sigmas, extra_args=None, callback=None, disable=None, 
 
     Of a dict the one with as many steps as the host has is taken. `x`: torch, [B, ...], on any device; it
     stays as it is. `callback` hears every step as a dict of "i", "x", "denoised", "sigma" (level of the
-    state) and "sigma_hat" (the one that the model was told), the last two tensors of shape []. `disable`: no
-    progress bar. Raises Error where `sigmas` do not fit the schedule, see `fitting`.
+    state) and "sigma_hat" (the one that the model was called at), the last two tensors of shape [].
+    `disable`: no progress bar. Raises Error where `sigmas` do not fit the schedule, see `fitting`.
     """
     from tqdm.auto import tqdm
 
@@ -81,8 +81,8 @@ def sample_lmsd(model, x, sigmas, extra_args=None, callback=None, disable=None, 
 
         def on_step(step):
             if callback is not None:
-                told = {name: x.new_tensor(step[name]) for name in ("sigma", "sigma_hat")}
-                callback(step | told)
+                levels = {name: x.new_tensor(step[name]) for name in ("sigma", "sigma_hat")}
+                callback(step | levels)
             bar.update()
 
         return _core.sample(schedule, x, denoised, on_step)

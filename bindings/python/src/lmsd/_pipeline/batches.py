@@ -1,0 +1,64 @@
+"""What a pipeline is called with for each batch of latents: its prompts, their number, a generator."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+
+DRIVEN = ("latents", "num_inference_steps", "sigmas", "timesteps")  # what a distillation decides by itself
+
+
+def conditions(prompts: Sequence | None, batch: int, size: int) -> dict:
+    """The pipeline's arguments for the prompts of one batch: they cycle over its rows, then over batches."""
+    if prompts is None:
+        return {}
+    rows = [prompts[(batch * size + row) % len(prompts)] for row in range(size)]
+    if not isinstance(rows[0], Mapping):
+        return {"prompt": rows}
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {
+        name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values
+        for name, values in columns.items()
+    }
+
+
+class PipelineCalls:
+    """A pipeline with the arguments that are the same for every batch, and `size` latents in each.
+
+    `options`: those that the pipeline does not take are left in `other_options`. `guidance_scale`: the one
+    that it will have, None where it knows of none.
+    """
+
+    def __init__(self, pipeline, prompts, size: int, guidance_scale: float | None, options: Mapping):
+        self.pipeline, self.size = pipeline, size
+        self.prompts = [prompts] if isinstance(prompts, str) else prompts
+        if self.prompts is not None and len(self.prompts) == 0:
+            raise ValueError("there are no prompts; for an unconditional pipeline prompts is None")
+        self.parameters = inspect.signature(pipeline.__call__).parameters
+        refused = [name for name in DRIVEN if name in options and name in self.parameters]
+        if refused:
+            raise ValueError(f"a distillation has its own {', '.join(refused)}: leave them out")
+        self.fixed = {name: value for name, value in options.items() if name in self.parameters}
+        self.other_options = {name: value for name, value in options.items() if name not in self.parameters}
+        if guidance_scale is not None:
+            self.fixed["guidance_scale"] = guidance_scale
+        elif "guidance_scale" in self.parameters:
+            guidance_scale = self.parameters["guidance_scale"].default
+        self.guidance_scale = guidance_scale if isinstance(guidance_scale, int | float) else None
+        if "output_type" in self.parameters:
+            self.fixed.setdefault("output_type", "latent")
+
+    @property
+    def takes_latents(self) -> bool:
+        return "latents" in self.parameters
+
+    def __call__(self, batch: int, latents: torch.Tensor | None) -> None:
+        """Runs the pipeline for batch number `batch`, from `latents` where they are given."""
+        arguments = {**self.fixed, **conditions(self.prompts, batch, self.size)}
+        if self.prompts is None and "batch_size" in self.parameters:
+            arguments["batch_size"] = self.size
+        if "generator" in self.parameters:
+            arguments["generator"] = torch.Generator("cpu").manual_seed(batch)
+        if latents is not None:
+            arguments["latents"] = latents
+        self.pipeline(**arguments)

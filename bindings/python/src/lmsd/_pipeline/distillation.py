@@ -1,0 +1,181 @@
+"""The distillation of a pipeline: from its arguments and first pass to `lmsd.distill`, and back."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.utils import logging
+
+import lmsd
+
+from .._abi import Error, Status
+from .._interrupt import first_interrupt
+from .._memory import halve_until_it_fits
+from .batches import PipelineCalls
+from .driver import Driver, ModelCall, standing_in
+from .network import Network, settings, shift_of, shifted
+from .thread import CallbackThread
+
+logger = logging.get_logger("diffusers.lmsd")  # below diffusers' own logger: its verbosity holds
+
+BATCH_SIZE = 8
+
+
+class ProgressReport(NamedTuple):
+    """What `lmsd.distill` hands to its `progress`."""
+
+    progress: dict
+
+
+def distill(
+    pipeline,
+    prompts: Sequence[str | Mapping] | None = None,
+    *,
+    nfe: int | tuple[int, int] | None = None,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    integer_timesteps: bool = False,
+    progress: bool | Callable[[dict], Any] = True,
+    **options,
+) -> lmsd.Distilled:
+    """Distills schedules for a diffusers pipeline as it is, by forward calls only.
+
+        found = lmsd.diffusers.distill(pipe, prompts, nfe=5, guidance_scale=7.5, height=512, width=512)
+        pipe.scheduler = LmsdScheduler.from_schedule(found, like=pipe.scheduler)
+
+    `prompts`: texts, which cycle over the trajectories; or dicts of the pipeline's arguments for one image
+    each, such as {"prompt": ..., "negative_prompt": ...} or {"prompt_embeds": ...} without the batch
+    dimension, whose tensors are stacked; None for an unconditional pipeline. `guidance_scale`: None for the
+    pipeline's default. `batch_size`: latents in a pass [8, or `trajectories` if fewer]; 4 to 16 make the
+    cheapest fit; halved, with a warning, until the first pass finds memory enough. `seed`: batch number b
+    starts from the normal numbers of PCG64([seed, b]). `integer_timesteps`: as in LmsdScheduler. `options`:
+    whatever the pipeline's call takes goes to it (height, width, ...); the rest goes to `lmsd.distill`, as do
+    `nfe` and `progress`, with the defaults there. x_T, the noise levels, process, teacher_grid and made_for
+    follow from the pipeline's scheduler.
+
+    The pipeline must run the standard loop: for t in timesteps: [scale_model_input,] network, step. What the
+    network returns may depend on nothing but state, noise level and prompt: no step-dependent guidance, no
+    caches across steps. Its scheduler is put back at the end, whatever happens. Ctrl-C keeps the best so far;
+    before the first result, and the second time, it is a KeyboardInterrupt.
+
+    Raises ValueError where `prompts`, `batch_size` or arguments that the distillation decides by itself
+    (latents, num_inference_steps, sigmas, timesteps) are not what they must be; Error where the pipeline's
+    loop is not the standard one.
+    """
+    size = batch_size or min(BATCH_SIZE, options.get("trajectories") or BATCH_SIZE)
+    if size < 1:
+        raise ValueError(f"batch_size is {batch_size}; 1 or more latents a pass are needed")
+    calls = PipelineCalls(pipeline, prompts, size, guidance_scale, options)
+    network = Network({**settings(pipeline.scheduler), "integer_timesteps": integer_timesteps})
+    driver = Driver(pipeline.scheduler, network, calls.takes_latents)
+    with torch.no_grad(), standing_in(pipeline, driver):
+        first_pass(driver, calls)
+        config = {"nfe": nfe, **described(driver, calls, seed), **calls.other_options}
+        return drive(driver, calls, seed, config, progress)
+
+
+def first_pass(driver: Driver, calls: PipelineCalls) -> None:
+    """Shows the driver the pipeline's latents, and finds how many of them there is memory for."""
+
+    def attempt(size):
+        calls.size = size
+        driver.run(calls)
+
+    def before_retry(size):
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        logger.warning(f"no memory left; going on with batches of {size} latents")
+
+    halve_until_it_fits(attempt, calls.size, before_retry)
+    if len(driver.latents) != calls.size:
+        raise ValueError(
+            f"the pipeline has {len(driver.latents)} latents a pass where batch_size is {calls.size}"
+        )
+
+
+def described(driver: Driver, calls: PipelineCalls, seed: int) -> dict:
+    """The options of `lmsd.distill` that follow from a pipeline that a driver has seen one pass of."""
+    network, made_for = driver.network, {"latent_shape": list(driver.latents.shape[1:])}
+    own = {"process": network.process, "sigma_min": network.sigma_min, "sigma_max": network.sigma_max}
+    if network.process == "flow":
+        shift = network.shift
+        if shift is None and driver.mu is not None:
+            shift = shift_of(driver.mu, driver.config)
+        if shift is not None:
+            own["sigma_min"], made_for["shift"] = shifted(1 / network.steps, shift), shift
+        own["teacher_grid"] = {"kind": "flow", "shift": shift or 1.0}
+        own["fit_start"] = False  # a flow pipeline hands x_T to the network as it is
+    made_for |= {"sigma_min": own["sigma_min"], "sigma_max": own["sigma_max"]}
+    made_for |= {"model": network_name(calls.pipeline), "snapped": network.integer}
+    if calls.guidance_scale is not None:
+        made_for["guidance_scale"] = calls.guidance_scale
+    seeds = f"PCG64([{seed}, batch]), {calls.size} latents a batch"
+    return {**own, "sigma_end": 0.0, "made_for": made_for, "seeds": seeds}
+
+
+def network_name(pipeline) -> str:
+    """Class name of the denoising network."""
+    for name in ("unet", "transformer"):
+        if getattr(pipeline, name, None) is not None:
+            return type(getattr(pipeline, name)).__name__
+    return type(pipeline).__name__
+
+
+def drive(driver: Driver, calls: PipelineCalls, seed: int, config: dict, progress) -> lmsd.Distilled:
+    """Runs the distillation in another thread and answers its model calls by passes through the pipeline."""
+
+    def work(ask):
+        start = driver.network.start(driver.network.sigma_max)
+        return distill_by_asking(ask, driver.latents, start, seed, config)
+
+    with contextlib.ExitStack() as stack:
+        if progress is True:
+            progress = stack.enter_context(lmsd.ProgressBar())
+        interrupt = stack.enter_context(first_interrupt(logger.warning))
+        thread = stack.enter_context(CallbackThread(work))
+
+        def receive() -> ModelCall | None:
+            while isinstance(request := thread.next(), ProgressReport):
+                stop = progress(request.progress) if progress else False
+                thread.answer(bool(stop or interrupt))
+            return request
+
+        driver.receive, driver.answer = receive, thread.answer
+        driver.call = receive()
+        driver.run(calls)
+        try:
+            return thread.result()
+        except Error as error:
+            if interrupt and error.status == Status.STOPPED:
+                raise KeyboardInterrupt from None
+            raise
+
+
+def distill_by_asking(
+    ask: Callable, latents: torch.Tensor, start: float, seed: int, config: dict
+) -> lmsd.Distilled:
+    """`lmsd.distill` whose model and progress are requests to another thread.
+
+    `latents`: a batch such as the pipeline's; the state is kept in float32 or better. `start`: standard
+    deviation of x_T.
+    """
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    like = torch.empty(latents.shape, dtype=dtype, device=latents.device)
+    current = 0
+
+    def begin(batch):
+        nonlocal current
+        current = batch
+        noise = np.random.default_rng([seed, batch]).standard_normal(like.shape, np.float32)
+        return torch.from_numpy(noise).to(like) * start
+
+    def model(x, sigma):
+        return ask(ModelCall(current, x, sigma))
+
+    def progress(report):
+        return ask(ProgressReport(report))
+
+    options = {name: value for name, value in config.items() if value is not None}
+    return lmsd.distill(model, begin, like, progress=progress, **options)
