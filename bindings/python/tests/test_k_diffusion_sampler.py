@@ -48,7 +48,7 @@ def test_it_is_lmsd_sample(schedule, mixture, model, x):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_state_keeps_its_type_and_shape(schedule, mixture, dtype):
-    """Any number of dimensions; the level that the model is told is of the same type."""
+    """Any number of dimensions; the level that the model is called at is of the same type."""
     x = torch.from_numpy(mixture.begin(0)).to(dtype).reshape(-1, 1, 2, 1, 3)
     seen = []
 
@@ -69,15 +69,15 @@ def test_x_stays_as_it_is(schedule, model, x):
 
 
 def test_extra_args_reach_the_model(schedule, x):
-    told = []
+    passed = []
 
     def denoised(x, sigma, cond, cfg):
-        told.append((cond, cfg))
+        passed.append((cond, cfg))
         return x * 0
 
     arguments = {"cond": "a cat", "cfg": 7.0}
     sample_lmsd(denoised, x, host_sigmas(schedule), arguments, disable=True, schedule=schedule)
-    assert told == [("a cat", 7.0)] * 6
+    assert passed == [("a cat", 7.0)] * 6
 
 
 def test_the_callback_hears_every_step(schedule, mixture, model, x):
@@ -196,10 +196,10 @@ def test_from_below_the_rest_of_the_schedule_is_taken(schedule, mixture, model, 
     """Image to image, in whatever number of steps the host has."""
     x = x / 80 * first
     sigmas = torch.tensor([first, *[first / 2] * (steps - 1), 0.0])
-    part, heard = schedule.start_at(float(sigmas[0])), []
+    rest, heard = schedule.start_at(float(sigmas[0])), []
     out = sample_lmsd(model, x, sigmas, None, heard.append, True, schedule)
-    assert torch.equal(out, lmsd.sample(part, x, mixture.model))
-    assert len(heard) == part.nfe <= 6
+    assert torch.equal(out, lmsd.sample(rest, x, mixture.model))
+    assert len(heard) == rest.nfe <= 6
     assert heard[0]["sigma"] == pytest.approx(min(first, 60), rel=1e-6)
     by_steps = sample_lmsd(model, x, sigmas, disable=True, schedule={steps: schedule})
     assert torch.equal(by_steps, out)
@@ -237,17 +237,17 @@ needs_k_diffusion = pytest.mark.skipif(THEIRS is None, reason="k-diffusion is no
 
 
 class Network(torch.nn.Module):
-    """eps of the mixture, at the level of the time step that it is told: a DDPM of 1000 steps."""
+    """eps of the mixture, at the level of the time step that it gets: a DDPM of 1000 steps."""
 
     def __init__(self, mixture, sigmas):
         super().__init__()
-        self.mixture, self.sigmas, self.told = mixture, sigmas, []
+        self.mixture, self.sigmas, self.times = mixture, sigmas, []
 
     def forward(self, x, t):
-        self.told.append(float(t[0]))
-        low = int(self.told[-1])
-        high, part = min(low + 1, 999), self.told[-1] - low
-        sigma = math.exp((1 - part) * math.log(self.sigmas[low]) + part * math.log(self.sigmas[high]))
+        self.times.append(float(t[0]))
+        low = int(self.times[-1])
+        high, between = min(low + 1, 999), self.times[-1] - low
+        sigma = math.exp((1 - between) * math.log(self.sigmas[low]) + between * math.log(self.sigmas[high]))
         x = x * math.sqrt(1 + sigma**2)
         return (x - self.mixture.model(x, sigma)) / sigma
 
@@ -267,10 +267,10 @@ def test_handcrafted_schedules_are_k_diffusions_samplers(wrapped, mixture, solve
     schedule = lmsd.solve(solver, nfe=8, grid=sigmas.tolist())
     x = torch.from_numpy(mixture.begin(0)) / 80 * sigmas[0]
     ours = sample_lmsd(wrapped, x, sigmas, disable=True, schedule=schedule)
-    told, wrapped.inner_model.told = wrapped.inner_model.told, []
+    times, wrapped.inner_model.times = wrapped.inner_model.times, []
     theirs = getattr(THEIRS[1], f"sample_{solver}")(wrapped, x, sigmas, disable=True)
-    assert told == wrapped.inner_model.told and len(told) == 8
-    assert all(t == int(t) for t in told) == wrapped.quantize
+    assert times == wrapped.inner_model.times and len(times) == 8
+    assert all(t == int(t) for t in times) == wrapped.quantize
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
