@@ -11,8 +11,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ._abi import ScheduleError, Status
-from ._core import Distilled, Schedule
+from ._core import Distilled, Sampler, Schedule
 
 try:
     import torch
@@ -43,7 +45,7 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
 
     Make one with `from_schedule`. Deterministic; one network call a step. A state is x = x0 + sigma n, for
     flow_prediction (1 - sigma) x0 + sigma n; x_T is sqrt(1 + sigma_start^2) n, for flow n, which is also what
-    `lmsd.diffusers.distill` fits to. Timesteps are the numbers that the network is told: floats between its
+    `lmsd.diffusers.distill` fits to. Timesteps are the numbers that the network gets: floats between its
     training steps by log sigma, clipped to their range.
 
     `schedules`: dicts of the schedule file, all of one process and sigma_start, each of its own NFE.
@@ -194,13 +196,12 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
                 self._warn(f"the schedule was made for shift {made_for:.4g}; here it is {shift:.4g}")
 
         self.num_inference_steps = nfe
-        told = (schedule.scales * schedule.sigmas[:-1]).tolist()
-        times = [self._network.timestep(sigma) for sigma in told]
+        times = [self._network.timestep(sigma) for sigma in schedule.scales * schedule.sigmas[:-1]]
         self.timesteps = torch.tensor(times, dtype=self._network.timestep_dtype, device=device)
         # noise level of the pipeline's latents before each step, and of the result
         self.sigmas = torch.tensor([schedule.sigma_start, *schedule.sigmas[1:].tolist()])
         self._step_index, self._begin_index = None, None
-        self._run, self._history, self._scaled = None, [], False
+        self._run, self._sampler, self._scaled = None, None, False
 
     def _warn(self, text):
         if text not in self._warned:
@@ -227,28 +228,29 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         run = whole if index == 0 else whole.start_at(float(whole.sigmas[index]))
         if run.nfe != whole.nfe - index:
             raise ValueError(f"sampling cannot begin at step {index}, between the two stages of a solver")
-        self._run, self._step_index, self._offset = run, index, index
-        self._levels, self._told = run.sigmas.tolist(), (run.scales * run.sigmas[:-1]).tolist()
-        self._weights = [weights.tolist() for weights in run.weights]
-        self._history, self._scaled = [], False
+        self._run, self._step_index = run, index
+        # what the library makes of an x_T of 1: the factor from the pipeline's latents to its first state
+        self._start = float(Sampler(run, np.ones(1)).next()[0][0])
+        self._sampler, self._scaled = None, False
 
-    def _here(self, timestep) -> tuple[int, float, float]:
-        """(node, factor from the pipeline's latents to the state, noise level to tell the network)."""
+    def _here(self, timestep) -> tuple[float, float]:
+        """(factor from the pipeline's latents to the state, noise level that the network is called at)."""
         if self._step_index is None:
             self._begin(timestep)
-        n = self._step_index - self._offset
-        if n == self._run.nfe:
+        run = self._run
+        n = self._step_index - (self._schedule.nfe - run.nfe)
+        if n == run.nfe:
             raise ValueError("the last step was taken; set_timesteps begins a new run")
-        return n, self._levels[0] / self._run.sigma_start if n == 0 else 1.0, self._told[n]
+        return self._start if n == 0 else 1.0, float(run.scales[n] * run.sigmas[n])
 
     def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
-        """The network's input: the state, for ve divided by sqrt(1 + sigma^2) of the noise level it is told.
+        """The network's input: the state, for ve divided by sqrt(1 + sigma^2) of the noise level of the call.
 
         At the first step the state is sigma[0] / sigma_start times `sample`.
         """
-        _, factor, told = self._here(timestep)
+        factor, sigma = self._here(timestep)
         self._scaled = True
-        return sample * (factor * self._network.input_scale(told))
+        return sample * (factor * self._network.input_scale(sigma))
 
     def step(
         self,
@@ -261,33 +263,39 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
     ) -> LmsdSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """The state after this step, of the dtype of `sample`; sums are taken in float32 or better.
 
+        `sample` is the pipeline's own state at this step, which it may have changed since the last one.
         `timestep` is looked at before the first step only. `generator` and what other schedulers take besides
-        changes nothing. Raises ValueError after the last step, where the pipeline should have called
-        `scale_model_input` but did not, and for a noise level for each token.
+        changes nothing; no gradients are recorded. Raises ValueError after the last step, where the pipeline
+        should have called `scale_model_input` but did not, and for a noise level for each token; lmsd.Error
+        where the network's output is not finite.
         """
         if ignored.get("per_token_timesteps") is not None:
             raise ValueError("a schedule has one noise level for all of a sample, not one for each token")
-        n, factor, told = self._here(timestep)
+        factor, sigma = self._here(timestep)
+        self._check_scaled(factor)
+        wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        if self._sampler is None:
+            self._sampler = Sampler(self._run, wide)
+            x = self._sampler.next()[0]
+        else:
+            x = wide
+        denoised = self._network.denoised(model_output.to(x.dtype), x, sigma)
+        self._sampler.step(denoised, x)
+        x = self._sampler.result
+        self._step_index += 1
+        if self._step_index == self._schedule.nfe:
+            self._sampler = None
+        x, denoised = x.to(sample.dtype), denoised.to(sample.dtype)
+        return LmsdSchedulerOutput(x, denoised) if return_dict else (x, denoised)
+
+    def _check_scaled(self, factor: float) -> None:
+        """Raises ValueError where `scale_model_input` was needed since the last step, and was not called."""
         if not self._scaled and (factor != 1 or self._network.process == "ve"):
             reason = "this network takes scaled latents"
             if self._network.process == "flow":
                 reason = f"the schedule scales x_T by {factor:.6g} first; distill with fit_start=False"
             raise ValueError(f"the pipeline did not call scheduler.scale_model_input(): {reason}")
         self._scaled = False
-        wide = torch.promote_types(sample.dtype, torch.float32)
-        x = sample.to(wide) * factor
-        denoised = self._network.denoised(model_output.to(wide), x, told)
-        self._history.insert(0, denoised)
-        sigma, after = self._levels[n : n + 2]
-        gain = (sigma - after) / sigma or 1.0  # equal neighbours: the row is a correction
-        x = x * (after / sigma)
-        for weight, prediction in zip(self._weights[n], self._history, strict=False):
-            x.add_(prediction, alpha=gain * weight)
-        self._step_index += 1
-        if n + 1 == self._run.nfe:
-            self._history = []
-        x, denoised = x.to(sample.dtype), denoised.to(sample.dtype)
-        return LmsdSchedulerOutput(x, denoised) if return_dict else (x, denoised)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
