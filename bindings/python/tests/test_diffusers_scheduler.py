@@ -295,6 +295,31 @@ def test_half_precision_is_near_the_exact_result():
     assert errors[torch.float64] < 1e-12 and 0 < errors[torch.float16] < 5e-3
 
 
+def test_a_state_that_the_pipeline_changes_between_steps_counts():
+    """As inpainting does: what is added at one node is scaled by the step's ratio of noise levels."""
+    schedule, results = BENT, []
+    change = torch.randn(2, 4, generator=seeded(1))
+    for added in (0, change):
+        scheduler = LmsdScheduler.from_schedule(schedule, "sample", trained_betas=betas())
+        x, predictions = torch.zeros(2, 4), torch.randn(3, 2, 4, generator=seeded())
+        for n, t in enumerate(scheduler.timesteps):
+            x = x + added * (n == 1)
+            scheduler.scale_model_input(x, t)
+            x = scheduler.step(predictions[n], t, x).prev_sample
+            if n == 1:
+                results.append(x)
+    ratio = schedule.sigmas[2] / schedule.sigmas[1]
+    torch.testing.assert_close(results[1] - results[0], change * ratio)
+
+
+def test_a_prediction_that_is_not_finite_says_where():
+    scheduler = LmsdScheduler.from_schedule(BENT, "sample", trained_betas=betas())
+    x, t = torch.zeros(2, 4), scheduler.timesteps[0]
+    scheduler.scale_model_input(x, t)
+    with pytest.raises(lmsd.Error, match="node 0"):
+        scheduler.step(torch.full_like(x, float("nan")), t, x)
+
+
 def test_add_noise(use):
     scheduler = use(BENT)
     image, noise = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8)

@@ -65,7 +65,9 @@ def distill(
     (latents, num_inference_steps, sigmas, timesteps) are not what they must be; Error where the pipeline's
     loop is not the standard one.
     """
-    size = batch_size or min(BATCH_SIZE, options.get("trajectories") or BATCH_SIZE)
+    size = batch_size
+    if size is None:
+        size = min(BATCH_SIZE, options.get("trajectories") or BATCH_SIZE)
     if size < 1:
         raise ValueError(f"batch_size is {batch_size}; 1 or more latents a pass are needed")
     calls = PipelineCalls(pipeline, prompts, size, guidance_scale, options)
