@@ -5,380 +5,297 @@ that is new to it, and it distills instead of sampling.
 """
 
 import copy
-import functools
 import hashlib
 import logging
-import math
-import time
+from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import lmsd
 import lmsd.gain
 import torch
 
-from . import host
+from . import display, host
+from .inputs import default
 
-PREVIEW_EVERY = 1.0  # seconds
-HELD_OUT = 24  # images that decide what is kept
 COMPARED = {"field": "published", "finalists": 4}  # the strongest field has some 1,100 samplers at each NFE
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The inputs of the node that every distillation has; `nodes` explains them."""
+
+    name: str
+    nfe: int
+    nfe_from: int
+    trajectories: int
+    batch_size: int
+    minutes: float
+    compare: bool
+
+    @property
+    def nfes(self) -> range:
+        """Numbers of steps, from the smallest of the family."""
+        return range(self.nfe_from if 0 < self.nfe_from < self.nfe else self.nfe, self.nfe + 1)
+
+
+def distill(guider, noise, latent: dict, *, batch_size: int, node_id=None, **inputs) -> lmsd.Schedule:
+    """Distills for `guider`, saves the family under models/lmsd_schedules, returns the schedule of `nfe`.
+
+    `inputs`: those of `Settings`. An interrupt ends it within one model call: the best so far is saved, then
+    the host's exception goes on. A run of the same name goes on from where one was interrupted, failed, or
+    was out of time. Where memory runs out before there is a result it starts again with half as many images
+    in a call.
+    """
+
+    def attempt(size):
+        settings = Settings(batch_size=size, **inputs)
+        run = Distillation(guider, noise, latent, settings, display.Display(guider.model_patcher, node_id))
+        run.run()
+        return run
+
+    def before_retry(size):
+        comfy.model_management.soft_empty_cache()
+        logging.warning("lmsd: no memory left; starting again with %d images in a call", size)
+
+    return lmsd.halve_until_it_fits(attempt, batch_size, before_retry).finish()
+
+
 class Interrupted(Exception):
-    """The user's wish to stop, held back until what was earned is saved."""
+    """Ends a comparison early."""
 
 
-class Teller:
-    """Progress bar, preview and text on the node; hears the interrupt button."""
+class Distillation:
+    """One run, with one batch size: `run` it, then `finish`. `found`: the saved schedules, by their NFE."""
 
-    def __init__(self, model, node_id):
-        self.bar = comfy.utils.ProgressBar(1)
-        self.node_id = node_id
-        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-        self.student = None  # what the network made of a student's last state, unflattened latents only
-        self.shown = 0.0
-        self.calls = 0  # of the model, so far
-        self.text = ""
-        self.interrupt = None  # the exception that ends the run, to be raised when the best so far is saved
+    def __init__(self, guider, noise, latent: dict, settings: Settings, shown: display.Display):
+        if not hasattr(noise, "seed"):
+            raise ValueError(
+                "this NOISE has no seed; a distillation needs noise that another seed changes: "
+                "use RandomNoise"
+            )
+        self.guider, self.noise, self.settings, self.display = guider, noise, settings, shown
+        self.sampling = guider.model_patcher.get_model_object("model_sampling")
+        self.about = host.describe_patched(guider.model_patcher)
+        # before the work: what cannot be saved need not be made
+        self.files = host.new_files(settings.name, settings.nfes)
+        self.checkpoint = host.checkpoint_file(settings.name)
+        self.samples = latents(guider, latent, settings.batch_size)
+        self.found, self.out_of_time = {}, False
 
-    def guarded(self, function, *arguments):
-        """`function`, which may find that the user pressed the button; None then."""
+    def run(self) -> None:
+        """Has the host sample, which distills. Raises what ended it before there was a result."""
+        self.guider.sample(
+            self.noise.generate_noise({"samples": self.samples}),
+            self.samples,
+            comfy.samplers.KSAMPLER(self.sample),
+            torch.tensor([float(self.sampling.sigma_max), 0.0], dtype=torch.float32),
+            disable_pbar=True,
+            seed=self.noise.seed,
+        )
+        if not self.found:
+            self.raise_interrupt()
+
+    def finish(self) -> lmsd.Schedule:
+        """Raises what ended the run; else says how it went and returns the schedule of the most steps."""
+        self.raise_interrupt()
+        best, more = self.found[max(self.found)], ""
+        if self.out_of_time:
+            minutes = f"{self.settings.minutes:g} minutes were over"
+            more = f"; {minutes}: with more the same node goes on from there"
+            logging.warning("lmsd: %s; kept for a run with more: %s", minutes, self.checkpoint)
+        else:
+            self.checkpoint.unlink(missing_ok=True)
+        self.display.say(display.outcome(best) + more)
+        return best
+
+    def raise_interrupt(self) -> None:
+        """Raises the interrupt of the user or the error of the model, if there was one, and lets go of it."""
+        interrupt, self.display.interrupt = self.display.interrupt.cause, lmsd.Interrupt()
         try:
-            return function(*arguments)
-        except comfy.model_management.InterruptProcessingException as interrupt:
-            self.interrupt = interrupt
+            if interrupt is not None:
+                raise interrupt
+        finally:
+            del interrupt  # its traceback holds this frame, and tensors
+
+    # ---- what the host calls
+
+    def sample(self, wrapped, x, sigmas, extra_args=None, callback=None, disable=None):
+        """A sampler function of ComfyUI, which distills for the model it gets; `x` comes back as it is."""
+        self.wrapped, self.like, self.start = wrapped, x, sigmas[0]
+        self.extra_args = {**(extra_args or {}), "denoise_mask": None}
+        image = getattr(wrapped, "latent_image", None)
+        self.image = torch.zeros_like(x) if image is None else image
+        if torch.equal(self.noise_of(0), self.noise_of(1)):
+            raise ValueError(
+                "this NOISE is the same for every seed; a distillation needs noise that a seed changes"
+            )
+        # What the file cannot know, such as prompts, LoRAs and other weights, shows in the model's result.
+        predicted = self.denoised(self.begin(0), float(self.sampling.sigma_max))
+        if not self.display.interrupt:
+            config = self.configured(fingerprint(predicted))
+            comparison = self.calls_to_compare(config) if self.settings.compare else 0
+            distilled = self.fit(config, comparison)
+            if distilled is not None:
+                self.keep(distilled)
+                if comparison and not self.display.interrupt and not self.out_of_time:
+                    self.compare(distilled, config, comparison)
+        return x
+
+    # ---- what the library is given
+
+    def configured(self, conditions: str) -> dict:
+        """The options of the library that this model and these inputs give; `conditions`: a fingerprint."""
+        noise, size = self.noise, self.settings.batch_size
+        made_for = {name: value for name, value in self.about.items() if name != "process"}
+        made_for |= {"latent_shape": list(self.like.shape[1:]), "snapped": host.snaps(self.sampling)}
+        scale = host.guidance(self.guider)
+        if scale is not None:
+            made_for["guidance_scale"] = scale
+        return {
+            "process": self.about["process"],
+            "sigma_min": float(self.sampling.sigma_min),
+            "sigma_max": float(self.sampling.sigma_max),
+            "sigma_end": 0.0,
+            "trajectories": self.settings.trajectories,
+            "held_out": default("distill", "held_out"),
+            "made_for": made_for,
+            "seeds": f"{type(noise).__name__} from seed {noise.seed}, {size} images a batch, "
+            f"model and conditions {conditions}",
+        }
+
+    def noise_of(self, batch: int):
+        """The noise of batch number `batch`: that of the NOISE with another seed."""
+        other = copy.copy(self.noise)
+        other.seed = (int(self.noise.seed) + batch) % (1 << 64)
+        made = other.generate_noise({"samples": self.samples})
+        if getattr(made, "is_nested", False):
+            made, _ = comfy.utils.pack_latents(made.unbind())
+        return made.to(self.like.device, self.like.dtype)
+
+    def begin(self, batch: int):
+        """x_T of batch number `batch`."""
+        return self.sampling.noise_scaling(self.start, self.noise_of(batch), self.image, True)
+
+    def denoised(self, x, sigma: float):
+        """The host's prediction of x0. Where it fails `x` comes back, and `progress` ends the run."""
+        levels = x.new_full((x.shape[0],), sigma)
+        try:
+            out = self.display.guarded(lambda: self.wrapped(x, levels, **self.extra_args))
+        except Exception as error:  # such as no memory left
+            self.display.interrupt.note(error)
+            out = None
+        if out is None:
+            return x
+        self.display.saw(sigma, out)
+        return out
+
+    # ---- the run
+
+    def fit(self, config: dict, comparison: int):
+        """`lmsd.Distilled`, with `comparison` calls to come after it; None where it ended before a result."""
+        settings = self.settings
+        options = {"nfe": (settings.nfes[0], settings.nfe), "checkpoint": self.checkpoint, **config}
+        if settings.minutes > 0:
+            options["max_seconds"] = 60.0 * settings.minutes
+        try:
+            distilled = self.fit_from_checkpoint(options, comparison)
+        except lmsd.Error as error:
+            if error.status != lmsd.Status.STOPPED:
+                raise
+            if not self.display.interrupt:
+                raise TimeoutError(display.too_short(settings.minutes, self.display.calls)) from None
             return None
+        self.out_of_time = bool(distilled.report["stopped"]) and not self.display.interrupt
+        return distilled
 
-    def stop(self) -> bool:
-        self.guarded(comfy.model_management.throw_exception_if_processing_interrupted)
-        return self.interrupt is not None
+    def fit_from_checkpoint(self, options: dict, comparison: int):
+        """Goes on from the checkpoint, or without it where it is of another run."""
 
-    def say(self, text: str) -> None:
-        """A line on the node, on hosts that show one."""
-        if text == self.text:
+        def attempt():
+            with lmsd.ProgressBar() as bar:
+                return lmsd.distill(
+                    self.denoised, self.begin, self.like, progress=self.progress(bar, comparison), **options
+                )
+
+        if self.checkpoint.exists():
+            logging.info("lmsd: going on from %s", self.checkpoint)
+        try:
+            return attempt()
+        except lmsd.Error as error:
+            if error.status != lmsd.Status.MISMATCH or not self.checkpoint.exists():
+                raise
+        logging.warning("lmsd: starting anew: %s is of another run, and is removed", self.checkpoint)
+        self.display.say("starting anew: what was kept of a run of this name is of another model or options")
+        self.checkpoint.unlink()
+        return attempt()
+
+    def progress(self, bar, comparison: int):
+        """The function that `lmsd.distill` calls with its progress; it shows that, and ends the run."""
+
+        def heard(progress):
+            if progress["phase"] == "plan":
+                self.display.say(display.plan(progress))
+                self.display.guarded(bar, progress)
+                return self.display.interrupted()
+            if progress["phase"] == "teacher":
+                self.display.forget()
+            self.display.say(display.standing(progress))
+            calls = progress["calls"]
+            self.display.step(calls, max(calls, progress["calls_expected"]) + comparison)
+            bar(progress)
+            return self.display.interrupted()
+
+        return heard
+
+    def keep(self, distilled) -> None:
+        """Saves the family, with names for people."""
+        for nfe, schedule in distilled.schedules.items():
+            name = f"{self.settings.name}: {schedule.name}"
+            self.found[nfe] = lmsd.Schedule.from_json(schedule.to_dict() | {"name": name})
+            self.found[nfe].save(self.files[nfe])
+            logging.info("lmsd: %s; saved %s", display.outcome(self.found[nfe]), self.files[nfe])
+
+    def calls_to_compare(self, config: dict) -> int:
+        """How many model calls `compare` takes."""
+        batches = -(-config["held_out"] // self.settings.batch_size)
+        return lmsd.gain.calls(self.settings.nfes, batches, **COMPARED, **config)
+
+    def compare(self, distilled, config: dict, expected: int) -> None:
+        """Saves the family again, with its gains over the field of published samplers, unless interrupted."""
+        self.display.say("comparing with other samplers")
+        calls, before = 0, self.display.calls
+
+        def counted(x, sigma):
+            nonlocal calls
+            calls += 1
+            self.display.step(before + calls, before + expected)
+            out = self.denoised(x, sigma)
+            if self.display.interrupted():
+                raise Interrupted
+            return out
+
+        try:
+            self.keep(lmsd.gain.measure(distilled, counted, self.begin, self.like, **COMPARED, **config))
+        except Interrupted:
             return
-        self.text = text
-        try:
-            from server import PromptServer
-
-            PromptServer.instance.send_progress_text(text, self.node_id)
-        except (ImportError, AttributeError):
-            logging.debug("lmsd: %s", text)
-
-    def step(self, calls: int, expected: int) -> None:
-        self.calls, preview, now = calls, None, time.monotonic()
-        if self.student is not None and now - self.shown > PREVIEW_EVERY:
-            self.shown = now
-            preview = self.guarded(self.preview, self.student)
-            self.student = None
-        self.guarded(self.bar.update_absolute, calls, max(expected, calls, 1), preview)
-
-    def preview(self, student):
-        if self.previewer is None:
-            return None
-        try:
-            return self.previewer.decode_latent_to_preview_image("JPEG", student)
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except Exception as error:  # of latents that the previewer does not know
-            logging.debug("lmsd: no preview: %s", error)
-            self.previewer = None
-            return None
 
 
 def latents(guider, latent: dict, batch_size: int):
     """The LATENT's first image, as the model wants it, `batch_size` times."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
-        parts = [comfy.utils.repeat_to_batch_size(part[:1], batch_size) for part in samples.unbind()]
-        return type(samples)(parts)
+        repeated = [comfy.utils.repeat_to_batch_size(one[:1], batch_size) for one in samples.unbind()]
+        return type(samples)(repeated)
     hints = [latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal")]
     hints = hints if any(hint is not None for hint in hints) else []  # older hosts take none
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, samples, *hints)
     return comfy.utils.repeat_to_batch_size(samples[:1], batch_size)
 
 
-def noise_of(noise, samples, batch: int, like):
-    """The noise of batch number `batch`: that of the NOISE with another seed."""
-    other = copy.copy(noise)
-    other.seed = (int(noise.seed) + batch) % (1 << 64)
-    made = other.generate_noise({"samples": samples})
-    if getattr(made, "is_nested", False):
-        made, _ = comfy.utils.pack_latents(made.unbind())
-    return made.to(like.device, like.dtype)
-
-
-def distill(
-    guider,
-    noise,
-    latent: dict,
-    *,
-    name: str,
-    nfe: int,
-    nfe_from: int,
-    trajectories: int,
-    batch_size: int,
-    minutes: float,
-    compare: bool,
-    node_id=None,
-) -> lmsd.Schedule:
-    """Distills for `guider`, saves the family under models/lmsd_schedules, returns the schedule of `nfe`.
-
-    An interrupt ends it within one model call: the best so far is saved, then the host's exception goes on.
-    A run of the same name goes on from where one was interrupted, failed, or was out of time. Where memory
-    runs out before there is a result it starts again with half the `batch_size`.
-    """
-    if not hasattr(noise, "seed"):
-        raise ValueError(
-            "this NOISE has no seed; a distillation needs noise that another seed changes: use RandomNoise"
-        )
-    model = guider.model_patcher
-    sampling = model.get_model_object("model_sampling")
-    about = host.describe_patched(model)
-    nfes = range(nfe_from if 0 < nfe_from < nfe else nfe, nfe + 1)
-    files = host.new_files(name, nfes)  # before the work: what cannot be saved need not be made
-    checkpoint = host.checkpoint_file(name)
-    samples = latents(guider, latent, batch_size)
-    teller = Teller(model, node_id)
-    found, stopped = {}, None
-
-    def run(wrapped, x, sigmas, extra_args=None, callback=None, disable=None):
-        nonlocal stopped
-        extra_args = {**(extra_args or {}), "denoise_mask": None}
-        image = getattr(wrapped, "latent_image", None)
-        image = torch.zeros_like(x) if image is None else image
-        first, second = (noise_of(noise, samples, batch, x) for batch in (0, 1))
-        if torch.equal(first, second):
-            raise ValueError(
-                "this NOISE is the same for every seed; a distillation needs noise that a seed changes"
-            )
-        made_for = {**about, "latent_shape": list(x.shape[1:]), "snapped": host.snaps(sampling)}
-        made_for.pop("process")
-        scale = host.guidance(guider)
-        if scale is not None:
-            made_for["guidance_scale"] = scale
-        config = {
-            "process": about["process"],
-            "sigma_min": float(sampling.sigma_min),
-            "sigma_max": float(sampling.sigma_max),
-            "sigma_end": 0.0,
-            "trajectories": trajectories,
-            "held_out": HELD_OUT,
-            "made_for": made_for,
-        }
-        previous = None  # noise level and result of the model call before this one
-        comparison = calls_to_compare(nfes, config, batch_size) if compare else 0
-
-        def begin(batch):
-            drawn = noise_of(noise, samples, batch, x)
-            return sampling.noise_scaling(sigmas[0], drawn, image, True)
-
-        def denoised(state, sigma):
-            nonlocal previous
-            told = state.new_full((state.shape[0],), sigma)
-            try:
-                out = teller.guarded(lambda: wrapped(state, told, **extra_args))
-            except Exception as error:  # such as no memory left
-                out, teller.interrupt = None, error
-            if out is None:
-                return state  # not used: `progress` ends the run
-            if previous is not None and sigma > previous[0]:  # another run, so that one was at its end
-                teller.student = previous[1]
-            previous = (sigma, out) if out.ndim >= 4 else None
-            return out
-
-        def progress(bar, told):
-            nonlocal previous
-            if told["phase"] == "plan":
-                teller.say(plan(told))
-                teller.guarded(bar, told)
-                return teller.stop()
-            if told["phase"] == "teacher":
-                previous = None
-                teller.say("finding the teacher's images")
-            else:
-                teller.say(line(told))
-            teller.step(told["calls"], max(told["calls"], told["calls_expected"]) + comparison)
-            bar(told)
-            return teller.stop()
-
-        # What the file cannot know, such as prompts, LoRAs and other weights, shows in the model's result.
-        shown = denoised(begin(0), float(sampling.sigma_max))
-        if teller.interrupt is not None:
-            return x
-        config["seeds"] = (
-            f"{type(noise).__name__} from seed {noise.seed}, {batch_size} images a batch, "
-            f"model and conditions {fingerprint(shown)}"
-        )
-        options = {"nfe": (nfe_from, nfe) if 0 < nfe_from < nfe else nfe, "checkpoint": checkpoint}
-        if minutes > 0:
-            options["max_seconds"] = 60.0 * minutes
-        if checkpoint.exists():
-            logging.info("lmsd: going on from %s", checkpoint)
-
-        def attempt():
-            with lmsd.ProgressBar() as bar:
-                told = functools.partial(progress, bar)
-                return lmsd.distill(denoised, begin, x, progress=told, **options, **config)
-
-        try:
-            try:
-                distilled = attempt()
-            except lmsd.Error as error:
-                if error.status != lmsd.Status.MISMATCH or not checkpoint.exists():
-                    raise
-                logging.warning("lmsd: starting anew: %s is of another run, and is removed", checkpoint)
-                teller.say(
-                    "starting anew: what was kept of a run of this name is of another model or options"
-                )
-                checkpoint.unlink()
-                distilled = attempt()
-        except lmsd.Error as error:
-            if error.status != lmsd.Status.STOPPED:
-                raise
-            if teller.interrupt is None:
-                raise TimeoutError(too_short(minutes, teller.calls)) from None
-            return x
-        stopped = distilled.report["stopped"]
-        found.update(save(distilled, files, name))
-        for nfe_found, schedule in found.items():
-            logging.info("lmsd: %s; saved %s", outcome(schedule), files[nfe_found])
-        if compare and teller.interrupt is None and not stopped:
-            teller.say("comparing with other samplers")
-            compared = measured(distilled, denoised, begin, x, teller, config, comparison)
-            if compared is not None:
-                found.update(save(compared, files, name))
-        return x
-
-    start = torch.tensor([float(sampling.sigma_max), 0.0], dtype=torch.float32)
-    sampler = comfy.samplers.KSAMPLER(run)
-    guider.sample(
-        noise.generate_noise({"samples": samples}),
-        samples,
-        sampler,
-        start,
-        disable_pbar=True,
-        seed=noise.seed,
-    )
-    if teller.interrupt is not None:
-        if found or batch_size == 1 or not lmsd.out_of_memory(teller.interrupt):
-            raise teller.interrupt
-        teller.interrupt = None  # it holds tensors
-        comfy.model_management.soft_empty_cache()
-        half = batch_size // 2
-        logging.warning("lmsd: no memory left with batch_size %d; starting again with %d", batch_size, half)
-        return distill(
-            guider,
-            noise,
-            latent,
-            name=name,
-            nfe=nfe,
-            nfe_from=nfe_from,
-            trajectories=trajectories,
-            batch_size=half,
-            minutes=minutes,
-            compare=compare,
-            node_id=node_id,
-        )
-    more = ""
-    if stopped:
-        more = f"; {minutes:g} minutes were over: with more the same node goes on from there"
-        logging.warning("lmsd%s; kept for that: %s", more.replace(";", ":", 1), checkpoint)
-    else:
-        checkpoint.unlink(missing_ok=True)
-    teller.say(outcome(found[max(found)]) + more)
-    return found[max(found)]
-
-
-def calls_to_compare(nfes, config, batch_size: int) -> int:
-    """How many model calls `measured` takes."""
-    return lmsd.gain.calls(nfes, -(-config["held_out"] // batch_size), **COMPARED, **config)
-
-
-def measured(distilled, model, begin, like, teller, config, expected):
-    """`distilled` with its gains over the field of published samplers; None where the user interrupts."""
-    calls, before = 0, teller.calls
-
-    def counted(x, sigma):
-        nonlocal calls
-        calls += 1
-        teller.step(before + calls, before + expected)
-        out = model(x, sigma)
-        if teller.stop():
-            raise Interrupted
-        return out
-
-    try:
-        return lmsd.gain.measure(distilled, counted, begin, like, **COMPARED, **config)
-    except Interrupted:
-        return None
-
-
-def save(distilled, files: dict, name: str) -> dict:
-    """Writes the family to `files`; NFE -> schedule, with names for people."""
-    saved = {}
-    for nfe, schedule in distilled.schedules.items():
-        saved[nfe] = lmsd.Schedule.from_json(schedule.to_dict() | {"name": f"{name}: {schedule.name}"})
-        saved[nfe].save(files[nfe])
-    return saved
-
-
-def too_short(minutes: float, calls: int) -> str:
-    """What to do where the time was over before the first result."""
-    return (
-        f"{minutes:g} minutes were over before the first result: {calls} model calls took "
-        f"{60 * minutes / max(calls, 1):.2g} s each. Give it more minutes, with which it goes on from there; "
-        "or fewer trajectories, a larger batch_size if it fits, or a smaller latent"
-    )
-
-
-def outcome(schedule: lmsd.Schedule) -> str:
-    """How well it went, in a sentence."""
-    made = schedule.made_by
-    best = made["handcrafted"][0]
-    if not made["improved"]:
-        return (
-            f"{schedule.nfe} steps: no improvement over {best['solver']} ({best['grid']}), distance "
-            f"{best['distance']:.4g}; the file holds that solver"
-        )
-    gain = best["distance"] / made["distance"]
-    return (
-        f"{schedule.nfe} steps: distance {made['distance']:.4g} on held-out seeds, {gain:.1f} times nearer "
-        f"than {best['solver']} ({best['grid']}), the best known sampler ({best['distance']:.4g})"
-    )
-
-
-def plan(told: dict) -> str:
-    """What the run will take and bring, before its long part."""
-    calls, seconds = told["calls_expected"] * told["batch"], told["seconds_left"]
-    known = 0 < seconds < math.inf  # no speed is known where all of it was read back
-    time = f", {duration(seconds)} at this model's speed" if known else ""
-    return (
-        f"plan: {calls} image-calls{time}; similar runs ended {told['gain_expected']:.1f} times nearer "
-        "than the strongest published field"
-    )
-
-
-def duration(seconds: float) -> str:
-    """In words that change once a minute."""
-    minutes = round(seconds / 60)
-    return "less than a minute" if minutes < 1 else f"about {minutes} minute{'s' * (minutes > 1)}"
-
-
 def fingerprint(tensor) -> str:
     """The same for the same numbers only."""
     numbers = tensor.detach().to("cpu", torch.float64).contiguous().numpy()
     return hashlib.sha256(numbers.tobytes()).hexdigest()[:8]
-
-
-def line(told: dict) -> str:
-    """Where a distillation stands, in a few words."""
-    distance, best = told["distance"], told["handcrafted"]
-    if distance == float("inf"):
-        return f"{told['nfe']} steps: ranking samplers"
-    gain = f", {best / distance:.1f}x nearer than the best known sampler" if 0 < distance < best else ""
-    left = f", {duration(told['seconds_left'])} left" if told["seconds_left"] < math.inf else ""
-    return f"{told['nfe']} steps: distance {distance:.4g}{gain}{left}"

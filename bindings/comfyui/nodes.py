@@ -10,6 +10,7 @@ import torch
 
 from . import host
 from .distill import distill
+from .inputs import choice, default, flag, number, option, socket, text
 
 CATEGORY = "sampling/lmsd"
 SCHEDULE = "LMSD_SCHEDULE"
@@ -41,12 +42,7 @@ class LoadDistilledSchedule:
         tip = f"A file from {HELP}. New files are there after a refresh (R)."
         return {
             "required": {"schedule": (host.schedule_names(), {"tooltip": tip})},
-            "optional": {
-                "model": (
-                    "MODEL",
-                    {"tooltip": "Checks the file at once. Sampling checks it anyway."},
-                )
-            },
+            "optional": {"model": socket("MODEL", "Checks the file at once. Sampling checks it anyway.")},
         }
 
     @classmethod
@@ -73,38 +69,18 @@ class HandcraftedSolver:
 
     @classmethod
     def INPUT_TYPES(cls):
-        about = "; ".join(f"{solver['name']}: {solver['about']}" for solver in lmsd.solvers())
         names = [solver["name"] for solver in lmsd.solvers()]
+        about = "; ".join(f"{solver['name']}: {solver['about']}" for solver in lmsd.solvers())
+        spread = "How the noise levels are spread. auto: karras, or flow for flow models."
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "Gives the range of noise levels."}),
-                "solver": (names, {"default": "dpmpp_2m", "tooltip": about}),
-                "steps": ("INT", {"default": 8, "min": 1, "max": 1000, "tooltip": "Model calls."}),
-                "grid": (
-                    ["auto", "karras", "log", "linear", "flow"],
-                    {
-                        "default": "auto",
-                        "tooltip": "How the noise levels are spread. auto: karras, or flow for flow models.",
-                    },
-                ),
-                "rho": (
-                    "FLOAT",
-                    {"default": 7.0, "min": 0.1, "max": 100.0, "step": 0.1, "tooltip": "Of the karras grid."},
-                ),
-                "shift": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.01,
-                        "tooltip": "Of the flow grid. 0: the model's own.",
-                    },
-                ),
-                "lower_order_final": (
-                    "BOOLEAN",
-                    {"default": True, "tooltip": "The last steps at lower order, which is steadier."},
-                ),
+                "model": socket("MODEL", "Gives the range of noise levels."),
+                "solver": choice(names, default("solve", "solver"), about),
+                "steps": option("solve", "nfe"),
+                "grid": choice(["auto", "karras", "log", "linear", "flow"], "auto", spread),
+                "rho": number(7.0, 0.1, 100.0, "Of the karras grid.", step=0.1),
+                "shift": number(0.0, 0.0, 100.0, "Of the flow grid. 0: the model's own.", step=0.01),
+                "lower_order_final": option("solve", "lower_order_final"),
             }
         }
 
@@ -141,27 +117,14 @@ class DistilledSampler:
 
     @classmethod
     def INPUT_TYPES(cls):
+        start = (
+            "Below 1, for image to image: starts at the noise level that KSampler with 'simple' would, with "
+            "the rest of the schedule: fewer steps. Needs the model."
+        )
+        check = "Needed for denoise below 1; else it checks the schedule at once."
         return {
-            "required": {
-                "schedule": (SCHEDULE,),
-                "denoise": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "Below 1, for image to image: starts at the noise level that KSampler "
-                        "with 'simple' would, with the rest of the schedule: fewer steps. Needs the model.",
-                    },
-                ),
-            },
-            "optional": {
-                "model": (
-                    "MODEL",
-                    {"tooltip": "Needed for denoise below 1; else it checks the schedule at once."},
-                )
-            },
+            "required": {"schedule": socket(SCHEDULE), "denoise": number(1.0, 0.0, 1.0, start, step=0.01)},
+            "optional": {"model": socket("MODEL", check)},
         }
 
     def make(self, schedule, denoise, model=None):
@@ -170,64 +133,22 @@ class DistilledSampler:
 
 def distill_inputs() -> dict:
     """Inputs that both distilling nodes have."""
+    family = "Above 0: one schedule for every number of steps from this to nfe."
+    planned = (
+        "The work is planned to be done in this time, former runs that it goes on from included. 0: no limit."
+    )
+    measured = "Also measures every published sampler on its usual grids, for Schedule Report."
     return {
-        "latent_image": ("LATENT", {"tooltip": "An empty latent of the resolution to fit to."}),
-        "name": ("STRING", {"default": "my model", "tooltip": f"Of the files in {HELP}: NAME nfe05.json"}),
-        "nfe": (
-            "INT",
-            {
-                "default": 5,
-                "min": 1,
-                "max": 20,
-                "tooltip": "Steps of the schedule; the largest one of a family.",
-            },
+        "latent_image": socket("LATENT", "An empty latent of the resolution to fit to."),
+        "name": text("my model", f"Of the files in {HELP}: NAME nfe05.json"),
+        "nfe": option("distill", "nfe"),
+        "nfe_from": option("distill", "nfe_from", family, default=0, min=0),
+        "trajectories": option(
+            "distill", "trajectories", "A trajectory is an image. Fewer is faster.", max=4096
         ),
-        "nfe_from": (
-            "INT",
-            {
-                "default": 0,
-                "min": 0,
-                "max": 20,
-                "tooltip": "Above 0: one schedule for every number of steps from this to nfe.",
-            },
-        ),
-        "trajectories": (
-            "INT",
-            {
-                "default": 64,
-                "min": 1,
-                "max": 4096,
-                "tooltip": "Fresh trajectories of each fit: images, each used once. 24 others decide what is "
-                "kept. Fewer is faster.",
-            },
-        ),
-        "batch_size": (
-            "INT",
-            {
-                "default": 4,
-                "min": 1,
-                "max": 4096,
-                "tooltip": "Images in a model call; 4 to 16 make the cheapest fit.",
-            },
-        ),
-        "minutes": (
-            "FLOAT",
-            {
-                "default": 30.0,
-                "min": 0.0,
-                "max": 1440.0,
-                "step": 0.5,
-                "tooltip": "The work is planned to be done in this time, former runs that it goes on from "
-                "included. 0: no limit.",
-            },
-        ),
-        "compare": (
-            "BOOLEAN",
-            {
-                "default": True,
-                "tooltip": "Also measures every published sampler on its usual grids, for Schedule Report.",
-            },
-        ),
+        "batch_size": number(4, 1, 4096, "Images in a model call; 4 to 16 make the cheapest fit."),
+        "minutes": number(30.0, 0.0, 1440.0, planned, step=0.5),
+        "compare": flag(True, measured),
     }
 
 
@@ -244,25 +165,16 @@ class DistillSchedule:
 
     @classmethod
     def INPUT_TYPES(cls):
+        prompts = "One prompt, or a batch of prompts: image i of a batch gets prompt i."
+        seed = "Noise of the first batch; each batch takes the next seed."
         return {
             "required": {
-                "model": ("MODEL",),
-                "positive": (
-                    "CONDITIONING",
-                    {"tooltip": "One prompt, or a batch of prompts: image i of a batch gets prompt i."},
-                ),
-                "negative": ("CONDITIONING",),
-                "cfg": ("FLOAT", {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}),
+                "model": socket("MODEL"),
+                "positive": socket("CONDITIONING", prompts),
+                "negative": socket("CONDITIONING"),
+                "cfg": number(7.0, 0.0, 100.0, step=0.1, round=0.01),
                 # not "noise_seed", which the page would change after every run, and so distill again
-                "first_seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Noise of the first batch; each batch takes the next seed.",
-                    },
-                ),
+                "first_seed": number(0, 0, 0xFFFFFFFFFFFFFFFF, seed),
                 **distill_inputs(),
             },
             "hidden": {"node_id": "UNIQUE_ID"},
@@ -282,11 +194,8 @@ class DistillScheduleGuider(DistillSchedule):
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "guider": (
-                    "GUIDER",
-                    {"tooltip": "Model, conditioning and guidance, as the sampler gets them."},
-                ),
-                "noise": ("NOISE", {"tooltip": "RandomNoise; each batch takes the next seed."}),
+                "guider": socket("GUIDER", "Model, conditioning and guidance, as the sampler gets them."),
+                "noise": socket("NOISE", "RandomNoise; each batch takes the next seed."),
                 **distill_inputs(),
             },
             "hidden": {"node_id": "UNIQUE_ID"},
@@ -307,19 +216,8 @@ class PromptsForDistilling:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "clip": ("CLIP",),
-                "prompts": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": "",
-                        "tooltip": "One prompt a line; empty lines are left out.",
-                    },
-                ),
-            }
-        }
+        lines = "One prompt a line; empty lines are left out."
+        return {"required": {"clip": socket("CLIP"), "prompts": text("", lines, multiline=True)}}
 
     def encode(self, clip, prompts):
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
@@ -364,7 +262,7 @@ class ScheduleReport:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"schedule": (SCHEDULE,)}}
+        return {"required": {"schedule": socket(SCHEDULE)}}
 
     def draw(self, schedule):
         from lmsd.plots import plot_report

@@ -291,7 +291,7 @@ def test_an_error_of_the_model_comes_out_as_it_is(pack, host):
 
 
 def test_progress_grows_and_previews_and_words_are_shown(pack, host, monkeypatch):
-    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(pack.submodule("display"), "PREVIEW_EVERY", 0.0)
     schedule = distill(pack, Model("edm"), nfe=2, nfe_from=1, compare=True)
     values = [value for value, _, _ in host.updates]
     assert values == sorted(values) and values[0] == 1
@@ -310,7 +310,7 @@ def test_progress_grows_and_previews_and_words_are_shown(pack, host, monkeypatch
 
 def test_previews_show_the_students_image_all_along(pack, host, monkeypatch):
     """In the model's scale, of the last step; none of the teacher's."""
-    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(pack.submodule("display"), "PREVIEW_EVERY", 0.0)
     shown = {}
 
     def decode(preview_format, latent):
@@ -329,7 +329,7 @@ def test_previews_show_the_students_image_all_along(pack, host, monkeypatch):
 
 def test_no_preview_is_no_fault(pack, host, monkeypatch):
     """Of packed latents, of a previewer that fails, or without one."""
-    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(pack.submodule("display"), "PREVIEW_EVERY", 0.0)
 
     def fail(*_):
         raise RuntimeError("unknown latent")
@@ -357,7 +357,7 @@ def test_the_plan_is_shown_once_before_the_fit(pack, host):
 
 
 def test_words_for_times(pack):
-    words = pack.submodule("distill")
+    words = pack.submodule("display")
     assert [words.duration(seconds) for seconds in (0, 20, 61, 600)] == [
         "less than a minute",
         "less than a minute",
@@ -578,7 +578,7 @@ AT = {
 def test_an_interrupt_ends_it_at_once_and_keeps_the_best(pack, host, moment, source, monkeypatch):
     """Wherever it is raised. The host gets its own exception, and a file is there if there was a result."""
     model = Model("edm")
-    monkeypatch.setattr(pack.submodule("distill"), "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(pack.submodule("display"), "PREVIEW_EVERY", 0.0)
     pressed = []
 
     def due():

@@ -43,6 +43,26 @@ def test_every_input_is_explained_and_its_default_allowed(pack, host):
                 assert options.get("default", kind[0]) in kind, f"{node}.{name}"
 
 
+LIBRARY = {
+    ("LmsdDistill", "nfe"): ("distill", "nfe"),
+    ("LmsdDistill", "trajectories"): ("distill", "trajectories"),
+    ("LmsdDistillGuider", "trajectories"): ("distill", "trajectories"),
+    ("LmsdSolver", "solver"): ("solve", "solver"),
+    ("LmsdSolver", "steps"): ("solve", "nfe"),
+    ("LmsdSolver", "lower_order_final"): ("solve", "lower_order_final"),
+}
+
+
+@pytest.mark.parametrize(("own", "option"), LIBRARY.items(), ids=lambda pair: ".".join(pair))
+def test_options_of_the_library_have_its_defaults_ranges_and_words(pack, own, option):
+    (item,) = [item for item in lmsd.options()[option[0]] if item["name"] == option[1]]
+    kind, shown = pack.inputs(own[0])[own[1]]
+    assert shown["default"] == item["default"]
+    if isinstance(kind, str):
+        assert shown["tooltip"].startswith(item["about"])
+        assert item.get("min") == shown.get("min") and item.get("max", 0) >= shown.get("max", 0)
+
+
 def test_inputs_are_what_the_functions_take(pack):
     for node, cls in mappings(pack).items():
         arguments = getattr(cls, cls.FUNCTION).__code__
