@@ -13,10 +13,9 @@ import comfy.samplers
 import folder_paths
 import lmsd
 import torch
-from lmsd.k_diffusion import host_sigmas, sample_lmsd
+from lmsd.k_diffusion import SAME, host_sigmas, sample_lmsd
 
 FOLDER = "lmsd_schedules"
-SAME = 1e-4  # relative, between sigmas that passed through float32
 
 
 # ---- schedule files

@@ -369,6 +369,9 @@ def test_steps_out_of_order_say_so(use):
             scheduler.set_timesteps(**options)
     with pytest.raises(ValueError, match="needs num_inference_steps"):
         scheduler.set_timesteps()
+    for steps in (0, -3):
+        with pytest.raises(ValueError, match=f"num_inference_steps is {steps}; 1 or more"):
+            scheduler.set_timesteps(steps)
 
 
 def test_a_flow_schedule_that_scales_its_start_is_refused_where_it_cannot_be():

@@ -184,6 +184,8 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         steps = num_inference_steps if sigmas is None else len(sigmas)
         if steps is None:
             raise ValueError("set_timesteps needs num_inference_steps")
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}; 1 or more are needed")
         nfe = min(self._family, key=lambda nfe: (abs(nfe - steps), -nfe))
         if nfe != steps:
             known = ", ".join(map(str, sorted(self._family)))

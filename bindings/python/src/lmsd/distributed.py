@@ -54,10 +54,10 @@ class Ranks:
             if self.on_gpu:
                 values[:] = total.cpu().numpy()
         except RuntimeError as error:
-            waited = f", or took longer than {self.timeout:g} s" if self.timeout else ""
+            late = f", or took longer than {self.timeout:g} s" if self.timeout else ""
             reason = (str(error).splitlines() or [""])[0]
             raise Error(
-                f"rank {self.rank} of {self.count} waited in vain: another rank was lost{waited} ({reason})",
+                f"rank {self.rank} of {self.count} got no answer: another rank was lost{late} ({reason})",
                 Status.STOPPED,
             ) from error
 

@@ -7,15 +7,19 @@ where it starts, where it ends and how many steps it has.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import _core
 from ._abi import Error, Status
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SAME = 1e-4  # relative: hosts keep sigmas in float32
 
 
-def host_sigmas(schedule: _core.Schedule):
+def host_sigmas(schedule: _core.Schedule) -> "Tensor":
     """The noise levels to give the host: float32 tensor [nfe + 1], from `sigma_start` on.
 
     The first is that of x_T, which need not be that of the first model call.
@@ -25,7 +29,7 @@ def host_sigmas(schedule: _core.Schedule):
     return torch.tensor([schedule.sigma_start, *schedule.sigmas[1:]], dtype=torch.float32)
 
 
-def fitting(schedule: _core.Schedule, sigmas) -> _core.Schedule:
+def fitting(schedule: _core.Schedule, sigmas: "Tensor | Sequence[float]") -> _core.Schedule:
     """The schedule for a run from `sigmas[0]` to `sigmas[-1]`, at least two of them.
 
     From `schedule.sigma_start` the whole of it, for which the host must be set to `schedule.nfe` steps; from
@@ -47,7 +51,15 @@ def fitting(schedule: _core.Schedule, sigmas) -> _core.Schedule:
     return schedule
 
 
-def sample_lmsd(model, x, sigmas, extra_args=None, callback=None, disable=None, schedule=None):
+def sample_lmsd(
+    model: Callable[..., "Tensor"],
+    x: "Tensor",
+    sigmas: "Tensor | Sequence[float]",
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+    disable: bool | None = None,
+    schedule: "_core.Schedule | str | os.PathLike[str] | Mapping[int, Any] | None" = None,
+) -> "Tensor":
     """Samples by `schedule`: a Schedule, the path of its file, or a dict from NFE to schedules.
 
     Of a dict the one with as many steps as the host has is taken. `x`: torch, [B, ...], on any device; it
