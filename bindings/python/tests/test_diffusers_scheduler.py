@@ -269,15 +269,16 @@ def test_timesteps_are_theirs_and_integers_on_request():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_state_keeps_its_dtype(dtype):
+def test_the_state_keeps_its_dtype_and_its_layout(dtype):
     schedule = table("dpmpp_3m", nfe=4, sigma_max=10.0)
     scheduler = LmsdScheduler.from_schedule(schedule, trained_betas=betas())
-    x = (10 * torch.randn(2, 4, generator=seeded())).to(dtype)
+    x = (10 * torch.randn(2, 4, 3, 3, generator=seeded())).to(dtype, memory_format=torch.channels_last)
     for t in scheduler.timesteps:
         sample = scheduler.scale_model_input(x, t)
         out = scheduler.step(sample, t, x, generator=None, eta=0.0)
         x = out.prev_sample
         assert sample.dtype == x.dtype == out.pred_original_sample.dtype == dtype
+        assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     assert x.isfinite().all()
 
 

@@ -263,7 +263,7 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         **ignored,
     ) -> LmsdSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """The state after this step, of the dtype of `sample`; sums are taken in float32 or better.
+        """The state after this step, in the dtype and layout of `sample`; sums are in float32 or better.
 
         `sample` is the pipeline's own state at this step, which it may have changed since the last one.
         `timestep` is looked at before the first step only. `generator` and what other schedulers take besides
@@ -283,11 +283,11 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
             x = wide
         denoised = self._network.denoised(model_output.to(x.dtype), x, sigma)
         self._sampler.step(denoised, x)
-        x = self._sampler.result
+        x = torch.empty_like(sample).copy_(self._sampler.result)  # in the dtype and the strides of `sample`
+        denoised = denoised.to(sample.dtype)
         self._step_index += 1
         if self._step_index == self._schedule.nfe:
             self._sampler = None
-        x, denoised = x.to(sample.dtype), denoised.to(sample.dtype)
         return LmsdSchedulerOutput(x, denoised) if return_dict else (x, denoised)
 
     def _check_scaled(self, factor: float) -> None:
