@@ -13,6 +13,7 @@ import pytest
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer"), True),
         (MemoryError(), True),
         (RuntimeError("a layer of the model is missing"), False),
         (ValueError("out of memory"), False),

@@ -5,11 +5,11 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
-WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+WORDS = ("out of memory", "can't allocate memory", "not enough memory", "Failed to allocate memory")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a model failed for want of memory, by what torch and Python raise then."""
+    """Whether a model failed for want of memory, by what torch, ONNX Runtime and Python raise then."""
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
     return said or isinstance(error, MemoryError)
 
