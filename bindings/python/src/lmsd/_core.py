@@ -66,7 +66,7 @@ def options() -> dict[str, list[dict[str, Any]]]:
     """Every option of `solve`, `distill`, `compare` and `rivals`, as lists of dicts.
 
     `name`, `type`, `default` (None where it depends on others), `default_text`, `range` (in words), `unit`,
-    `about`, and `values` where it is one of a few words.
+    `about`; `values` where it is one of a few words, `min` and `max` where these bound a number.
     """
     return json.loads(_abi.text(lib.lmsd_options))
 
