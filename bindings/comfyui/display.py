@@ -1,6 +1,6 @@
-"""What the node shows while it distills: progress bar, preview and sentences; and interrupts.
+"""What a node shows while it distills: a progress bar, previews and sentences.
 
-The host raises interrupts out of its progress bar, its previews and the model: what shows must hear them.
+The host raises the user's interrupts out of its progress bar, previews and model; they are noted here.
 """
 
 import logging
@@ -16,7 +16,7 @@ PREVIEW_EVERY = 1.0  # seconds
 
 
 class Display:
-    """One node's. `interrupt`: what ends the run, to be raised when the best so far is saved."""
+    """Of one node. `interrupt`: what ends the run early, to be raised when the best so far is saved."""
 
     def __init__(self, model, node_id):
         self.bar = comfy.utils.ProgressBar(1)
@@ -30,7 +30,7 @@ class Display:
         self.interrupt = lmsd.Interrupt()
 
     def guarded(self, function, *arguments):
-        """`function`, which may find that the user pressed the button; None then."""
+        """`function(*arguments)`; None where the host raises an interrupt out of it, which is noted."""
         try:
             return function(*arguments)
         except comfy.model_management.InterruptProcessingException as interrupt:
@@ -38,7 +38,7 @@ class Display:
             return None
 
     def interrupted(self) -> bool:
-        """Whether the run is to end, the button looked at just now."""
+        """Whether the run is to end early; asks the host whether the user has pressed the button."""
         self.guarded(comfy.model_management.throw_exception_if_processing_interrupted)
         return bool(self.interrupt)
 
@@ -55,7 +55,7 @@ class Display:
             logging.debug("lmsd: %s", text)
 
     def saw(self, sigma: float, denoised) -> None:
-        """A model call. Where the noise level has risen, the call before was the last of its trajectory."""
+        """Takes in a model call. Where the noise level rises, the call before was the last of its images."""
         if self.previous is not None and sigma > self.previous[0]:
             self.student = self.previous[1]
         self.previous = (sigma, denoised) if denoised.ndim >= 4 else None

@@ -16,8 +16,8 @@ def socket(kind: str, tooltip: str = "") -> tuple:
 
 def number(default: float, low: float, high: float, tooltip: str = "", **more) -> tuple:
     """INT or FLOAT, by the type of `default`; both ends are allowed. `more`: such as `step`."""
-    kind = "INT" if isinstance(default, int) else "FLOAT"
-    return (kind, {"default": default, "min": low, "max": high, "tooltip": tooltip, **more})
+    facts = {"default": default, "min": low, "max": high, **more}
+    return ("INT" if isinstance(default, int) else "FLOAT", facts | ({"tooltip": tooltip} if tooltip else {}))
 
 
 def flag(default: bool, tooltip: str) -> tuple:
