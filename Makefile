@@ -1,4 +1,5 @@
-# make demo    distil the digits network, write out/demo/report.html
+# make demo    distils the digits network, writes out/demo/report.html
+# make check   the quick checks: format, lints, Rust tests, fast Python tests
 # make test    everything that is checked: Rust, C, C++, Python
 # make help    the rest
 
@@ -9,13 +10,14 @@ PY := $(VENV)/bin/python
 # Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint test-rust test-python bench-quality bench-cost old bench-start bench-diffusers \
-	bench-lincomb bench-overhead \
-	library venv venv-test wheel clean
+.PHONY: help demo check test test-plan lint test-rust test-python docs bench-quality bench-cost old bench-start \
+	bench-diffusers bench-lincomb bench-overhead library venv venv-check venv-test wheel clean
 
 help:
 	@echo "make demo            distil the digits network at guidance 3, NFE 3 to 8; report in out/demo"
-	@echo "make test            lint, Rust, C, C++ and Python tests"
+	@echo "make check           format, lints, Rust tests and fast Python tests; without torch and libtorch"
+	@echo "make test            lint, Rust, C, C++ and Python tests; says first what it downloads and skips"
+	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
 	@echo "make bench-cost      the price of a fit: distances at 10,000 to 60,000 image-calls, all included, on four"
 	@echo "                     networks; beside Adam, the strongest published field, kills, memory"
@@ -26,6 +28,7 @@ help:
 	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; likewise"
 	@echo "make torch           libtorch for the Rust feature 'torch'; make test-torch tests it"
 	@echo "make torch-library   the library of tensors that liblmsd takes beside torch 2.11"
+	@echo "make test-torch-versions   liblmsd beside torch 2.11 and the real torch 2.13, which takes 5 GB more"
 	@echo "make tool            the program lmsd, for TorchScript models; no Python"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
@@ -42,15 +45,18 @@ include mk/comfyui.mk
 include mk/torch.mk
 
 PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
+DEBUG_SO := $(LMSD_TARGET)/debug/liblmsd.so
 
 library: $(PACKAGE_SO)
 $(PACKAGE_SO): $(LMSD_SO)
 	cp --remove-destination $< $@  # a process may have the old one open
 
-# Debian keeps ensurepip in a package of its own.
+# Debian keeps ensurepip in a package of its own, which root can install.
 $(PY):
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); apt-get install -qq -y python3-venv || \
-		{ apt-get update -qq && apt-get install -qq -y python3-venv; }; $(PYTHON) -m venv $(VENV); }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); test "$$(id -u)" = 0 || \
+		{ echo "Python's venv does not work here: install the package python3-venv, or run this once as root"; exit 1; }; \
+		apt-get install -qq -y python3-venv || { apt-get update -qq && apt-get install -qq -y python3-venv; }; \
+		$(PYTHON) -m venv $(VENV); }
 
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
@@ -60,8 +66,14 @@ $(VENV)/.demo: requirements.txt bindings/python/pyproject.toml | $(PY) library
 	$(PIP) --editable bindings/python
 	touch $@
 
+# What `make check` needs: no library in it, no torch.
+venv-check: $(VENV)/.check
+$(VENV)/.check: requirements.txt tests/requirements-check.txt | $(PY)
+	$(PIP) -r requirements.txt -r tests/requirements-check.txt
+	touch $@
+
 venv-test: $(VENV)/.test
-$(VENV)/.test: tests/requirements.txt tests/requirements-no-deps.txt $(VENV)/.demo
+$(VENV)/.test: tests/requirements.txt tests/requirements-check.txt tests/requirements-no-deps.txt $(VENV)/.demo
 	$(PIP) -r tests/requirements.txt
 	$(PIP) --no-deps -r tests/requirements-no-deps.txt
 	touch $@
@@ -69,21 +81,44 @@ $(VENV)/.test: tests/requirements.txt tests/requirements-no-deps.txt $(VENV)/.de
 demo: library venv
 	$(PY) examples/digits/demo.py --out out/demo
 
-test: lint test-rust test-c test-torch test-torch-cpp test-torch-versions test-tool test-python
-	@echo "all tests passed"
-
-lint: venv-test
+# Both checks and tests run these.
+lint: venv-check
 	$(CARGO) fmt --check
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# The exported symbols of the release library are checked too.
-test-rust: $(LMSD_SO)
+test-rust:
 	$(CARGO) test --quiet
+
+# Python tests that need no torch and take a minute together, on the library that `cargo test` built.
+CHECK_PYTHON := $(addprefix bindings/python/tests/,test_schedule.py test_rivals.py test_gain.py test_cli.py)
+
+check: lint test-rust
+	$(CARGO) build --quiet --lib
+	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) $(PY) -m pytest -q $(CHECK_PYTHON)
+	@echo "checked; make test does the rest"
+
+test: test-plan lint test-rust test-c test-torch test-torch-cpp test-torch-library test-tool test-python
+	@echo "all tests passed"
+
+# Before anything starts: what will be downloaded, and what will be skipped.
+test-plan:
+	@sh mk/test_plan.sh $(VENV)/.test $(VENV)/.zig $(or $(LIBTORCH),$(TORCH_BUILD)/torch/build-version)
 
 test-python: library venv-test
 	$(PY) -m pytest -q bindings/python bindings/comfyui tests/peers examples/digits examples/photos
+
+# The header and the docstrings are the manuals of C and Python; modules that import torch are left out without it.
+docs: venv-check
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --lib
+	$(CARGO) build --quiet --lib
+	$(PIP) -r docs/requirements.txt
+	rm -rf build/docs && mkdir -p build/docs
+	cp -r $(LMSD_TARGET)/doc build/docs/rust
+	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) PYTHONPATH=bindings/python/src $(PY) -W ignore -m pdoc --output-directory build/docs/python lmsd
+	$(PY) docs/pages.py --out build/docs
+	@echo "build/docs/index.html"
 
 bench-quality: library venv
 	$(PY) benches/quality.py
