@@ -39,8 +39,8 @@ def beside(python, order, **environment):
 def other_version(tmp_path_factory):
     """A library for LD_PRELOAD that makes the libtorch of this interpreter's torch report version 2.13.
 
-    It has libtorch's own name, so torch is linked with it; and it is linked with the real libtorch by its path,
-    so all but the version comes from there.
+    It has libtorch's own name, so torch is linked with it. It is itself linked with the real libtorch, by its
+    path, so all but the version comes from there.
     """
     import torch
 
