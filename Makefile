@@ -10,8 +10,9 @@ PY := $(VENV)/bin/python
 # Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo check test test-plan lint test-rust test-python docs bench-quality bench-cost old bench-start \
-	bench-diffusers bench-lincomb bench-overhead library venv venv-check venv-test wheel clean
+.PHONY: help demo check test test-plan lint test-rust test-python test-python-package test-python-others docs \
+	bench-quality bench-cost old bench-start bench-diffusers bench-lincomb bench-overhead \
+	library venv venv-check venv-test wheel clean
 
 help:
 	@echo "make demo            distil the digits network at guidance 3, NFE 3 to 8; report in out/demo"
@@ -106,18 +107,26 @@ test: test-plan lint test-rust test-c test-torch test-torch-cpp test-torch-libra
 test-plan:
 	@sh mk/test_plan.sh $(VENV)/.test $(VENV)/.zig $(or $(LIBTORCH),$(TORCH_BUILD)/torch/build-version)
 
+# In two processes at once, since most tests use one core.
 test-python: library venv-test
-	$(PY) -m pytest -q bindings/python bindings/comfyui tests/peers examples/digits examples/photos
+	$(MAKE) --no-print-directory -j 2 --output-sync=target test-python-package test-python-others
 
-# The header and the docstrings are the manuals of C and Python; modules that import torch are left out without it.
+test-python-package:
+	$(PY) -m pytest -q bindings/python
+
+test-python-others:
+	$(PY) -m pytest -q bindings/comfyui tests/peers examples/digits examples/photos
+
+# Rust with its private items, for those who change it. Python's modules that need torch are left out where it is not
+# installed (make venv-test installs it).
 docs: venv-check
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --lib
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" \
+		$(CARGO) doc --quiet --no-deps --lib --document-private-items
 	$(CARGO) build --quiet --lib
 	$(PIP) -r docs/requirements.txt
 	rm -rf build/docs && mkdir -p build/docs
 	cp -r $(LMSD_TARGET)/doc build/docs/rust
-	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) PYTHONPATH=bindings/python/src $(PY) -W ignore -m pdoc --output-directory build/docs/python lmsd
-	$(PY) docs/pages.py --out build/docs
+	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) PYTHONPATH=bindings/python/src $(PY) -W ignore docs/pages.py --out build/docs
 	@echo "build/docs/index.html"
 
 bench-quality: library venv

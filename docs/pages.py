@@ -1,14 +1,17 @@
-"""The manuals as pages: include/lmsd.h, whose comments are the manual of C, and the guides of this folder.
+"""The manuals as pages: include/lmsd.h, whose comments are the manual of C, the docstrings of Python, and the
+guides of this folder.
 
-Run by `make docs`, which has put the pages of Python and Rust into the same folder.
+Run by `make docs`, which has put the pages of Rust into the same folder.
 """
 
 import argparse
+import importlib
 import re
 import shutil
 from pathlib import Path
 
 import markdown
+import pdoc
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import CLexer
@@ -37,13 +40,15 @@ def text(source: str) -> str:
 
 
 def without_stars(comment: str) -> str:
-    return re.sub(r"^ \* ?", "", comment, flags=re.M)
+    """A comment's text as Markdown, in which a list needs an empty line before it."""
+    plain = re.sub(r"^ \* ?", "", comment, flags=re.M)
+    return re.sub(r"^([^-\s].*)\n- ", r"\1\n\n- ", plain, flags=re.M)
 
 
 def c_manual(header: str) -> str:
     """The conventions at the top of the header, then each declaration under its name, with its comment."""
     conventions = without_stars(header[header.index("/*\n") + 3 : header.index("\n */")])
-    conventions = conventions.replace("Conventions\n", "## Conventions\n\n")
+    conventions = conventions.replace("Conventions\n", "## Conventions\n")
     contents, items = [], []
     for item in ITEM.finditer(header):
         name = next(filter(None, NAME.search(item["code"]).groups()))
@@ -67,15 +72,27 @@ def guides(out: Path) -> list[str]:
     return links
 
 
+def python_manual(out: Path) -> None:
+    """Pages of the package; of those modules that need torch or diffusers, where these are installed."""
+    modules = ["lmsd"]
+    for name in ("gain", "plots", "k_diffusion", "diffusers", "distributed"):
+        try:
+            modules.append(importlib.import_module(f"lmsd.{name}").__name__)
+        except ImportError as error:
+            print(f"no page for lmsd.{name}: {error}")
+    pdoc.pdoc(*modules, output_directory=out / "python")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     out = parser.parse_args().out
-    (out / "c.html").write_text(c_manual((ROOT / "include/lmsd.h").read_text()))
+    python_manual(out)
+    (out / "lmsd.h.html").write_text(c_manual((ROOT / "include/lmsd.h").read_text()))
     for picture in (*ROOT.glob("docs/*.jpg"), *ROOT.glob("docs/*.png")):
         shutil.copy(picture, out)
     reference = [
-        '<li><a href="c.html">C: lmsd.h</a>',
+        '<li><a href="lmsd.h.html">C: lmsd.h</a>',
         '<li><a href="python/lmsd.html">Python: lmsd</a>',
         '<li><a href="rust/lmsd/index.html">Rust: lmsd</a>',
     ]
