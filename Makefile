@@ -1,4 +1,4 @@
-# make demo    distils the digits network, writes out/demo/report.html
+# make demo    distills the digits network, writes out/demo/report.html
 # make check   the quick checks: format, lints, Rust tests, fast Python tests
 # make test    everything that is checked: Rust, C, C++, Python
 # make help    the rest
@@ -15,7 +15,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 	library venv venv-check venv-test wheel clean
 
 help:
-	@echo "make demo            distil the digits network at guidance 3, NFE 3 to 8; report in out/demo"
+	@echo "make demo            distill the digits network at guidance 3, NFE 3 to 8; report in out/demo"
 	@echo "make check           format, lints, Rust tests and fast Python tests; without torch and libtorch"
 	@echo "make test            lint, Rust, C, C++ and Python tests; says first what it downloads and skips"
 	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
@@ -25,10 +25,10 @@ help:
 	@echo "make old             version 0.1.0 in build/old/package, for benches/cost.py --old"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
-	@echo "make bench-comfyui   the same in ComfyUI; COMFYUI_DIR says where it is, COMFYUI_PYTHON its Python"
-	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; likewise"
+	@echo "make bench-comfyui   the same in ComfyUI; COMFYUI_DIR is its folder, COMFYUI_PYTHON its Python"
+	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; COMFYUI_DIR as above"
 	@echo "make torch           libtorch for the Rust feature 'torch'; make test-torch tests it"
-	@echo "make torch-library   the library of tensors that liblmsd takes beside torch 2.11"
+	@echo "make torch-library   tensor operations for programs that have torch 2.11 loaded"
 	@echo "make test-torch-versions   liblmsd beside torch 2.11 and the real torch 2.13, which takes 5 GB more"
 	@echo "make tool            the program lmsd, for TorchScript models; no Python"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
@@ -38,7 +38,7 @@ help:
 	@echo "                     make bench-gpu-pack makes the file to carry there; GPU_DEVICE=cpu GPU_PYTHON="
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
 	@echo "make wheel           the Python wheel, in bindings/python/dist"
-	@echo "make wheel-torch     that of liblmsd_torch_2_11"
+	@echo "make wheel-torch     the Python wheel of the torch-library"
 	@echo "make clean           removes what was built, the virtual environment too"
 
 include mk/install.mk
@@ -105,7 +105,8 @@ test: test-plan lint test-rust test-c test-torch test-torch-cpp test-torch-libra
 
 # Before anything starts: what will be downloaded, and what will be skipped.
 test-plan:
-	@sh mk/test_plan.sh $(VENV)/.test $(VENV)/.zig $(or $(LIBTORCH),$(TORCH_BUILD)/torch/build-version)
+	@sh mk/test_plan.sh $(VENV)/.test $(VENV)/.zig $(or $(LIBTORCH),$(TORCH_BUILD)/torch/build-version) \
+		$(C_TOOLS)/bin/cmake
 
 # In two processes at once, since most tests use one core.
 test-python: library venv-test

@@ -13,8 +13,8 @@ INSTALL ?= install
 LMSD_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 LMSD_SONAME := liblmsd.so.0
 
-# The library runs with this glibc and all that came after it, by the headers and stubs that zig brings
-# (from PyPI). Empty: with this machine's and later ones, by cargo alone.
+# The library runs with this glibc and later ones: zig, from PyPI, brings its headers and stubs for linking. Empty: it
+# runs with this machine's glibc and later ones, and cargo alone builds it.
 LMSD_GLIBC ?= $(if $(filter Linux,$(shell uname -s)),2.28)
 RUST_HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 LMSD_TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -104,7 +104,7 @@ test-c-sanitizers: test-c-install
 	ASAN_OPTIONS=detect_leaks=1 $(C_BUILD)/abi_asan
 	ASAN_OPTIONS=detect_leaks=1 $(C_BUILD)/abi_cpp_asan
 
-# valgrind comes from the system's packages: got where that takes no more than apt-get as root, else skipped.
+# valgrind comes from the system's packages. It is installed where this runs as root with apt-get, else skipped.
 test-c-valgrind: test-c-abi
 	@command -v valgrind > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && \
 		{ apt-get install -qq -y valgrind > $(C_BUILD)/valgrind.log 2>&1 || \
@@ -126,7 +126,7 @@ test-c-cmake: test-c-abi
 		cmake --build $(C_BUILD)/cmake >> $(C_BUILD)/cmake.log; \
 		$(C_BUILD)/cmake/twelve_lines | diff $(C_BUILD)/twelve_lines.out -; }
 
-# One rank and two must find the same schedule. Not got here: MPI is for those who have it.
+# One rank and two must find the same schedule. MPI is not installed here; without it the test is skipped.
 test-c-mpi: test-c-install
 	@command -v mpicc > /dev/null || echo "SKIPPED: mpicc is not here; install MPI for the test of its example"
 	@! command -v mpicc > /dev/null || { set -e -x; \

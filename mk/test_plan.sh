@@ -1,6 +1,6 @@
 #!/bin/sh
-# Says what `make test` will download and what it will skip. Arguments: the files or folders that are there once
-# the virtual environment for tests, the linker, and libtorch are.
+# Says what `make test` will download and what it will skip. Arguments: the files that are there once the virtual
+# environment for tests, zig, libtorch and cmake are installed.
 
 report() { # report PATH SENTENCE
     test -e "$1" || echo "  $2"
@@ -10,6 +10,7 @@ echo "make test downloads, where it is not here yet:"
 report "$1" "packages for Python, torch 2.11 among them: 3 GB, 5 GB on disk (.venv)"
 report "$2" "zig, to link for old systems: 0.1 GB, 0.4 GB on disk (.venv)"
 report "$3" "libtorch 2.11: 0.5 GB, 0.6 GB on disk (build/libtorch)"
+command -v cmake > /dev/null || report "$4" "cmake: 0.03 GB, 0.1 GB on disk (build/tools)"
 echo "  crates, as cargo says; in all the tests take 8 GB of disk, and 20 minutes on two idle cores once all is here"
 
 if ! command -v valgrind > /dev/null && test "$(id -u)" = 0 && command -v apt-get > /dev/null; then
