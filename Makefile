@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 # Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo check test test-plan lint test-rust test-python test-python-package test-python-others docs \
+.PHONY: help demo check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
 	bench-quality bench-cost old bench-start bench-diffusers bench-lincomb bench-overhead \
 	library venv venv-check venv-test wheel clean
 
@@ -19,6 +19,7 @@ help:
 	@echo "make check           format, lints, Rust tests and fast Python tests; without torch and libtorch"
 	@echo "make test            lint, Rust, C, C++ and Python tests; says first what it downloads and skips"
 	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
+	@echo "make generate        the header and the functions of Python, again, after a change of an option or an export"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
 	@echo "make bench-cost      the price of a fit: distances at 10,000 to 60,000 image-calls, all included, on four"
 	@echo "                     networks; beside Adam, the strongest published field, kills, memory"
@@ -67,10 +68,11 @@ $(VENV)/.demo: requirements.txt bindings/python/pyproject.toml | $(PY) library
 	$(PIP) --editable bindings/python
 	touch $@
 
-# What `make check` needs: no library in it, no torch.
+# What `make check` needs: no torch. The package works once a library is beside it, or LMSD_LIBRARY names one.
 venv-check: $(VENV)/.check
-$(VENV)/.check: requirements.txt tests/requirements-check.txt | $(PY)
+$(VENV)/.check: requirements.txt tests/requirements-check.txt bindings/python/pyproject.toml | $(PY)
 	$(PIP) -r requirements.txt -r tests/requirements-check.txt
+	$(PIP) --editable bindings/python
 	touch $@
 
 venv-test: $(VENV)/.test
@@ -93,7 +95,8 @@ test-rust:
 	$(CARGO) test --quiet
 
 # Python tests that need no torch and take a minute together, on the library that `cargo test` built.
-CHECK_PYTHON := $(addprefix bindings/python/tests/,test_schedule.py test_rivals.py test_gain.py test_cli.py)
+CHECK_PYTHON := $(addprefix bindings/python/tests/,test_options.py test_schedule.py test_rivals.py \
+	test_gain.py test_cli.py)
 
 check: lint test-rust
 	$(CARGO) build --quiet --lib
@@ -118,6 +121,12 @@ test-python-package:
 test-python-others:
 	$(PY) -m pytest -q bindings/comfyui tests/peers examples/digits examples/photos
 
+# What is written from the descriptions in the code: the header, and the functions of Python that take options.
+generate: venv-check
+	LMSD_UPDATE_HEADER=1 $(CARGO) test --quiet --test header
+	$(CARGO) build --quiet --lib
+	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) $(PY) bindings/python/generate.py
+
 # Rust with its private items, for those who change it. Python's modules that need torch are left out where it is not
 # installed (make venv-test installs it).
 docs: venv-check
@@ -127,7 +136,7 @@ docs: venv-check
 	$(PIP) -r docs/requirements.txt
 	rm -rf build/docs && mkdir -p build/docs
 	cp -r $(LMSD_TARGET)/doc build/docs/rust
-	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) PYTHONPATH=bindings/python/src $(PY) -W ignore docs/pages.py --out build/docs
+	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) $(PY) -W ignore docs/pages.py --out build/docs
 	@echo "build/docs/index.html"
 
 bench-quality: library venv
