@@ -17,19 +17,15 @@ pub fn compare<B: Tensors>(
     problem: &mut dyn Problem<B::Tensor>,
     schedules: &[&Schedule],
 ) -> Result<Vec<f64>> {
-    let mut ranks = Ranks::of(problem)?;
-    let mut measured = || {
+    Ranks::with(problem, |ranks, problem| {
         config.validate()?;
         let config = Config { checkpoint: None, ..config.clone() };
         let teacher = teacher::schedule(&config, config.teacher_nfe.unwrap_or(teacher::OF_COMPARISONS))?;
-        let mut eval = Evaluator::new(tensors, &config, like, problem, &mut ranks)?;
+        let mut eval = Evaluator::new(tensors, &config, like, problem, ranks)?;
         let batches = range(TEST_BATCHES, eval.batches_of(config.held_out));
         let own: usize = schedules.iter().map(|s| s.nfe()).sum();
         eval.account.progress.calls_expected = (batches.len() * (teacher.nfe() + own)) as u64;
         eval.account.progress.phase = Phase::Rank;
         eval.distances(&teacher, &batches, schedules, false)
-    };
-    let result = measured();
-    ranks.report(problem, &result);
-    result
+    })
 }

@@ -58,8 +58,22 @@ pub enum Outcome {
 }
 
 impl Ranks {
+    /// Does `work` as the rank that `problem` says. An error that the others have not heard of is told to them.
+    pub fn with<T, V>(
+        problem: &mut dyn Problem<T>,
+        work: impl FnOnce(&mut Self, &mut dyn Problem<T>) -> Result<V>,
+    ) -> Result<V> {
+        let mut ranks = Self::of(problem)?;
+        let result = work(&mut ranks, problem);
+        if let (Err(error), false) = (&result, ranks.ended) {
+            // Each rank returns its own.
+            let _heard = ranks.add_up(problem, Err(error.clone()), &mut [0; 2]);
+        }
+        result
+    }
+
     /// Refuses a rank that is none of `count`.
-    pub fn of<T>(problem: &dyn Problem<T>) -> Result<Self> {
+    fn of<T>(problem: &dyn Problem<T>) -> Result<Self> {
         let (rank, count) = problem.ranks();
         let (count, ended) = (count.max(1), false);
         if rank >= count {
@@ -157,14 +171,6 @@ impl Ranks {
             }
         }
         Ok(())
-    }
-
-    /// Tells the others of an error that they have not heard of, if there is one.
-    pub fn report<T, V>(&mut self, problem: &mut dyn Problem<T>, result: &Result<V>) {
-        if let (Err(error), false) = (result, self.ended) {
-            // Each rank returns its own.
-            let _heard = self.add_up(problem, Err(error.clone()), &mut [0; 2]);
-        }
     }
 
     fn sum<T>(&mut self, problem: &mut dyn Problem<T>, values: &mut [f64]) -> Result<()> {

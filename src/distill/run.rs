@@ -37,10 +37,7 @@ pub fn distill<B: Tensors>(
     like: &B::Tensor,
     problem: &mut dyn Problem<B::Tensor>,
 ) -> Result<Distilled> {
-    let mut ranks = Ranks::of(problem)?;
-    let result = distill_on(&mut ranks, tensors, config, like, problem);
-    ranks.report(problem, &result);
-    result
+    Ranks::with(problem, |ranks, problem| distill_on(ranks, tensors, config, like, problem))
 }
 
 fn distill_on<B: Tensors>(

@@ -107,24 +107,25 @@ mod avx2 {
 
     use super::{Avx2, BLOCK, Block, Isa, f16};
 
-    // SAFETY of every block: the caller promises the instruction set; loads and stores stay within the
-    // blocks, whose length is a multiple of the register's, and need no alignment but for `stream`.
     impl Isa for Avx2 {
         const FMA: bool = true;
         type Lanes = __m256d;
 
         #[inline(always)]
         unsafe fn zero() -> __m256d {
+            // SAFETY: the caller promises the instruction set.
             unsafe { _mm256_setzero_pd() }
         }
 
         #[inline(always)]
         unsafe fn mul_add(a: __m256d, b: __m256d, c: __m256d) -> __m256d {
+            // SAFETY: likewise.
             unsafe { _mm256_fmadd_pd(a, b, c) }
         }
 
         #[inline(always)]
         unsafe fn sum(v: __m256d) -> f64 {
+            // SAFETY: likewise.
             unsafe {
                 let two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
                 _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
@@ -135,6 +136,8 @@ mod avx2 {
         unsafe fn widen_f16(block: &Block<f16>) -> Block<f32> {
             let mut wide = [0.0; BLOCK];
             for i in (0..BLOCK).step_by(8) {
+                // SAFETY: likewise; 8 divides BLOCK, so loads and stores stay within the blocks, and need
+                // no alignment.
                 unsafe {
                     let eight = _mm_loadu_si128(block.as_ptr().add(i).cast());
                     _mm256_storeu_ps(wide.as_mut_ptr().add(i), _mm256_cvtph_ps(eight));
@@ -147,6 +150,7 @@ mod avx2 {
         unsafe fn narrow_f16(block: &Block<f32>) -> Block<f16> {
             let mut narrow = [f16::ZERO; BLOCK];
             for i in (0..BLOCK).step_by(8) {
+                // SAFETY: as in `widen_f16`.
                 unsafe {
                     let eight = _mm256_loadu_ps(block.as_ptr().add(i));
                     let eight = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight);
@@ -160,12 +164,14 @@ mod avx2 {
         unsafe fn stream<T>(block: &Block<T>, to: *mut T) {
             let (from, to) = (block.as_ptr().cast::<__m256i>(), to.cast::<__m256i>());
             for i in 0..size_of_val(block) / size_of::<__m256i>() {
+                // SAFETY: likewise; the caller promises room for the block, and its alignment.
                 unsafe { _mm256_stream_si256(to.add(i), _mm256_loadu_si256(from.add(i))) }
             }
         }
 
         #[inline(always)]
         unsafe fn stream_end() {
+            // SAFETY: the caller promises the instruction set.
             unsafe { _mm_sfence() }
         }
     }
