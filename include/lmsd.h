@@ -790,7 +790,7 @@ lmsd_status lmsd_sampler_result(const struct lmsd_sampler *sampler, void *out);
 void lmsd_sampler_free(struct lmsd_sampler *sampler);
 
 /**
- * Distils schedules for the model of `problem`, by forward calls only.
+ * Distills schedules for the model of `problem`, by forward calls only.
  *
  * `options`: a JSON object, all fields optional:
  * - "nfe" (integer; model calls; 1 to 50; default: 5): Model calls of the schedule; of the largest one where

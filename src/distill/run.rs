@@ -23,7 +23,7 @@ pub const GROWING: usize = 4;
 const BASELINES: usize = 3;
 /// Fits of one number of calls take their batches from a range of this length.
 const RANGE: u64 = 1024;
-/// Distils schedules for the model of `problem`. `like` gives the shape of a batch; its contents
+/// Distills schedules for the model of `problem`. `like` gives the shape of a batch; its contents
 /// are not read.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use crate::schedule::Schedule;
 /// What a distillation leaves; made by `lmsd_distill`, freed by `lmsd_distilled_free`.
 pub struct LmsdDistilled(Distilled);
 
-/// Distils schedules for the model of `problem`, by forward calls only.
+/// Distills schedules for the model of `problem`, by forward calls only.
 ///
 /// `options`: a JSON object, all fields optional:
 /// [options of distill]
