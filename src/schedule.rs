@@ -18,8 +18,10 @@ mod file;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::file::Named;
+#[cfg(feature = "abi")]
+pub(crate) use self::file::check_length;
 pub use self::file::{FORMAT, MAX_FILE_BYTES};
-pub(crate) use self::file::{Named, check_length};
 use crate::error::{Error, Result, Status};
 
 /// A schedule is refused above this many nodes.
