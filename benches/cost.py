@@ -3,7 +3,7 @@
     python benches/cost.py
 
 An image-call is one trajectory through the model once; the teacher, the ranking of the published field and
-the selection are counted. Distils for the digits network at guidance 1 and 3, the Gaussian mixture over the
+the selection are counted. Distills for the digits network at guidance 1 and 3, the Gaussian mixture over the
 digits and the photographs' network (32x32x3), with several seeds of the noise, and measures on test
 trajectories against a teacher of 100 calls. `known` is the best distance known for that network and NFE
 (best_known.json; --long measures it again). Beside that: what gradient descent through the network makes of a

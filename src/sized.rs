@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 /// No struct is longer: such a size was never set.
 const LONGEST: usize = 4096;
 
-/// Made by [`growing!`].
+/// Made by `growing!`.
 ///
 /// # Safety
 /// The type is `repr(C)`, starts with a `usize`, its size, and all bytes 0 are one of its values. `SIZES` ascend
