@@ -1,5 +1,5 @@
-"""Distills few-step samplers for the digits network, measures them against the fields of published solvers (as
-published, and the strongest: see lmsd.rivals), and writes schedules, pictures and a page to look at.
+"""Distills few-step samplers for the digits network, measures them against the fields of published solvers
+(as published, and the strongest: see lmsd.rivals), and writes schedules, pictures and a page to look at.
 
     python examples/digits/demo.py --out out/demo
 

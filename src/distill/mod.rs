@@ -53,7 +53,7 @@ use crate::error::Result;
 
 /// Batches with these indices and above are held out: never fitted to, they decide what is kept.
 pub const HELD_OUT_BATCHES: u64 = 1 << 20;
-/// Batches with these indices and above are for [`compare`]: never seen by a distillation.
+/// Batches with these indices and above are for [`compare()`]: never seen by a distillation.
 pub const TEST_BATCHES: u64 = 1 << 21;
 
 /// What a distillation is doing.
