@@ -41,9 +41,9 @@ pub unsafe extern "C" fn lmsd_solvers(out: Option<&mut MaybeUninit<*mut c_char>>
 /// Every option that a call takes as JSON, to be freed with `lmsd_string_free`: an object with a list for each
 /// of `"solve"`, `"distill"`, `"compare"` and `"rivals"`. An option is an object of `"name"`, `"type"`,
 /// `"default"` (null where it depends on others), `"default_text"`, `"range"` (in words), `"unit"`, `"about"`,
-/// and `"values"` where it is one of a few words. Types: `"integer"`, `"number"`, `"boolean"`, `"string"`,
-/// `"path"`, `"object"`, `"grid"` (an object with `"kind"`), `"grids"` (arrays of noise levels) and
-/// `"schedules"` (objects as in their files).
+/// `"values"` where it is one of a few words, `"min"` and `"max"` where these bound a number. Types:
+/// `"integer"`, `"number"`, `"boolean"`, `"string"`, `"path"`, `"object"`, `"grid"` (an object with `"kind"`),
+/// `"grids"` (arrays of noise levels) and `"schedules"` (objects as in their files).
 ///
 /// # Safety
 /// `out` is writable.
