@@ -31,7 +31,6 @@ help:
 	@echo "make torch           libtorch for the Rust feature 'torch'; make test-torch tests it"
 	@echo "make torch-library   tensor operations for programs that have torch 2.11 loaded"
 	@echo "make test-torch-versions   liblmsd beside torch 2.11 and the real torch 2.13, which takes 5 GB more"
-	@echo "make tool            the program lmsd, for TorchScript models; no Python"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
 	@echo "make bench-torch     the same with the tensors of libtorch, on the CPU"
@@ -103,7 +102,7 @@ check: lint test-rust
 	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) $(PY) -m pytest -q $(CHECK_PYTHON)
 	@echo "checked; make test does the rest"
 
-test: test-plan lint test-rust test-c test-torch test-torch-cpp test-torch-library test-tool test-python
+test: test-plan lint test-rust test-c test-torch test-torch-cpp test-torch-library test-python
 	@echo "all tests passed"
 
 # Before anything starts: what will be downloaded, and what will be skipped.

@@ -1,40 +1,20 @@
 """The command line, as a subprocess."""
 
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import lmsd
 import numpy as np
 import pytest
-from lmsd import cli, gain
+from lmsd import gain
+from lmsd.cli import distill
+from program import HERE, run, start
 
-HERE = Path(__file__).parent
 PROBLEM = str(HERE / "mixture.py")
-SMALL = ["--problem", PROBLEM, "--teacher-nfe", "40", "--trajectories", "32", "--held-out", "32", "--quiet"]
-EVERYWHERE = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(lmsd.__file__).parents[1]), str(HERE)])}
-
-
-def start(*arguments, **options):
-    options = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "env": EVERYWHERE,
-    } | options
-    return subprocess.Popen([sys.executable, "-m", "lmsd", *map(str, arguments)], **options)
-
-
-def run(*arguments, code=0, **options):
-    process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    return out + err
+MEASURED = ["--problem", PROBLEM, "--teacher-nfe", "40", "--held-out", "32"]
+SMALL = [*MEASURED, "--trajectories", "32", "--quiet"]
 
 
 def test_help_explains_every_command():
@@ -113,7 +93,7 @@ def test_distill_show_and_compare(tmp_path):
     assert schedule.made_by["seeds"] == "mixture.py guidance=2.0 size=16"
     assert run("validate", out).count("OK") == 2
 
-    problem = [*SMALL[:-1], "--solvers", "heun,dpmpp_2m", "--png", tmp_path / "d.png"]
+    problem = [*MEASURED, "--solvers", "heun,dpmpp_2m", "--png", tmp_path / "d.png"]
     lines = [line.split("  ") for line in run("compare", *problem, out, "--nfe", "3-5").splitlines()]
     rows = {line[0]: [cell for cell in line[1:] if cell] for line in lines}
     assert list(rows)[:2] == ["mean distance to the teacher; field: published", str(out)]
@@ -127,7 +107,7 @@ def test_distill_show_and_compare(tmp_path):
 @pytest.mark.parametrize("field", ["none", "published", "strongest"])
 def test_a_field_is_compared_by_its_best(field):
     """Everything on the first batch of eight, a few on all four; the table says which field it is."""
-    options = [*SMALL[:-1], "--solvers", "euler", "--nfe", "3-4", "--field", field, "--set", "size=8"]
+    options = [*MEASURED, "--solvers", "euler", "--nfe", "3-4", "--field", field, "--set", "size=8"]
     head, *lines = run("compare", *options).splitlines()
     assert head.split("  ")[0] == "mean distance to the teacher" + f"; field: {field}" * (field != "none")
     labels = [] if field == "none" else [gain.NAMES[name] for name in gain.fields(field)]
@@ -224,7 +204,7 @@ def test_the_second_ctrl_c_kills(tmp_path):
     try:
         assert process.stdout.readline() == "call 1\n"
         process.send_signal(signal.SIGINT)
-        assert any("Ctrl-C again to kill" in line for line in process.stderr)
+        assert any("Ctrl-C again ends it at once" in line for line in process.stderr)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=300)
@@ -273,12 +253,12 @@ def test_a_limit_before_the_first_result(tmp_path):
 
 def test_the_plan_is_one_line():
     told = {"calls_expected": 2000, "batch": 4, "seconds_left": 90.0, "gain_expected": 1.8}
-    line = cli.plan_line(told)
+    line = distill.plan_line(told)
     assert line.startswith(
         "plan: 2000 calls, 8000 image-calls, about 1.5 minutes; about 1.8 times nearer than"
     )
     for unknown in (0.0, float("inf")):
-        assert "minutes" not in cli.plan_line({**told, "seconds_left": unknown})
+        assert "minutes" not in distill.plan_line({**told, "seconds_left": unknown})
 
 
 def test_the_plan_is_printed_once(tmp_path):

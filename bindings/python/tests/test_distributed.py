@@ -79,7 +79,7 @@ def test_torchrun_and_control_c(tmp_path):
         "--teacher-nfe",
         "40",
     ]
-    common += ["--trajectories", "64", "--held-out", "64", "--sums", "free"]
+    common += ["--trajectories", "64", "--held-out", "64", "--weight-sums", "free"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
     def launch(*arguments, **options):

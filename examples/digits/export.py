@@ -1,8 +1,10 @@
-"""The digits network as a TorchScript file: forward(x, sigma, class) -> denoised.
+"""The digits network as a TorchScript or ONNX file: forward(x, sigma, class) -> denoised.
 
-    python torchscript.py digits.pt
-    lmsd distill --model digits.pt --classes 10 --guidance 3 --shape 1,8,8 --sigma-min 0.002 --sigma-max 80 \\
-        --sigma-end 0.002 --nfe 4-5 --out schedules
+    python export.py digits.pt
+    lmsd distill --torchscript digits.pt --classes 10 --guidance 3 --shape 1,8,8 --sigma-min 0.002 \\
+        --sigma-max 80 --sigma-end 0.002 --nfe 4-5 --out schedules
+
+and the same with digits.onnx and --onnx.
 
 x: [B, 1, 8, 8]; sigma: [B]; class: int64 [B], 0 to 9, and 10 for none.
 """
@@ -72,11 +74,30 @@ class Digits(nn.Module):
 
 
 def export(path):
-    """Writes the file."""
-    torch.jit.script(Digits().eval().requires_grad_(False)).save(str(path))
+    """Writes the file: ONNX if its name ends in .onnx, else TorchScript."""
+    network = Digits().eval().requires_grad_(False)
+    if str(path).endswith(".onnx"):
+        export_onnx(network, (torch.ones(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1])), path)
+    else:
+        torch.jit.script(network).save(str(path))
+
+
+def export_onnx(network, like, path):
+    """Writes a network as ONNX, for batches of any size. `like`: x, sigma and maybe class. Needs onnx."""
+    names = ["x", "sigma", "class"][: len(like)]
+    batch = {name: {0: "batch"} for name in [*names, "denoised"]}
+    torch.onnx.export(
+        network,
+        like,
+        str(path),
+        input_names=names,
+        output_names=["denoised"],
+        dynamic_axes=batch,
+        dynamo=False,
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", help="the file to write")
+    parser.add_argument("path", help="the file to write, .pt or .onnx")
     export(parser.parse_args().path)

@@ -1,0 +1,265 @@
+"""The arguments of each subcommand. Those of the library, with their defaults, are in `library_options`."""
+
+import argparse
+
+import lmsd
+from lmsd import gain
+
+from . import library_options, values
+from .compare import HELD_OUT
+from .network_file import DEFAULTS
+
+PROBLEMS = """\
+--problem is a Python file or module with a function problem(guidance=..., **options). It returns an object of
+
+    like                    a tensor of the shape, dtype and device of one batch (numpy or torch)
+    begin(batch)            makes batch number `batch` current and returns its x_T, noise level sigma_max
+    model(x, sigma)         the denoised tensor for the current batch, guidance included
+
+and, where the library's defaults do not fit, process, sigma_min, sigma_max, sigma_end, made_for (a dict
+for the schedules to say: model, guidance_scale, ...) and seeds (a text that names its noise and its
+conditions). Flags go before what it says.
+
+--torchscript and --onnx are network files that take x [B, ...], sigma [B] and, with --classes, class [B],
+and return denoised, the prediction of x0. A network that takes classes 0 to N - 1 takes N for none of them,
+if it is to be guided. States are float32 whatever the network computes in. TorchScript needs torch, ONNX
+onnxruntime.
+
+    lmsd distill --problem problem.py --guidance 3 --nfe 4-8 --out family
+    lmsd distill --onnx net.onnx --shape 4,64,64 --sigma-min 0.002 --sigma-max 80 --nfe 4-8 --out family
+    lmsd compare family --onnx net.onnx --shape 4,64,64 --sigma-min 0.002 --sigma-max 80
+    lmsd sample --onnx net.onnx --schedule family/nfe05.json --count 16 --out samples.npy
+"""
+RANKS = """
+Many GPUs: `torchrun --nproc-per-node N -m lmsd distill ...` shares the batches of one run among N processes,
+each with a GPU of its own as torch's current one (problem() makes its tensors on "cuda"; a network file is
+given --device cuda), to the same schedules. --trajectories and --held-out should hold N batches or more.
+"""
+SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm_4", "unipc_bh2_3")
+TIMEOUT = 1800.0  # seconds
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(prog="lmsd", description=lmsd.__doc__.splitlines()[0], allow_abbrev=False)
+    main.add_argument("--version", action="version", version=f"lmsd {lmsd.__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="command")
+    for add, text, epilog in (
+        (solve, "write the schedule of a published solver", ""),
+        (distill, "fit schedules to a model, by forward calls only", PROBLEMS + RANKS),
+        (sample, "sample with a schedule", PROBLEMS),
+        (show, "print schedules", ""),
+        (
+            compare,
+            "measure schedules and published solvers on trajectories that no fit sees",
+            PROBLEMS + RANKS,
+        ),
+        (validate, "check schedule files; exit code 1 if any is refused", ""),
+    ):
+        add(
+            commands.add_parser(
+                add.__name__,
+                help=text,
+                description=text[0].upper() + text[1:] + ".",
+                epilog=epilog,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            )
+        )
+    return main
+
+
+def solve(p) -> None:
+    option = library_options.described("solve")
+    p.add_argument("solver", nargs="?", help=library_options.help_text(option["solver"]))
+    p.add_argument("--list", action="store_true", help="list the solvers")
+    grid = p.add_mutually_exclusive_group()
+    text = library_options.help_text(option["grid"])
+    grid.add_argument("--grid", type=values.grid, metavar="KIND|JSON", help=text)
+    grid.add_argument("--rho", type=float, help="short for the karras grid with this rho")
+    grid.add_argument("--shift", type=float, help="short for the flow grid with this time shift")
+    grid.add_argument(
+        "--sigmas", type=float, nargs="+", metavar="X", help="short for the list of these noise levels"
+    )
+    library_options.add(p, "solve", without=("solver", "grid"))
+    p.add_argument("--out", metavar="FILE", help="the file to write (default: print it)")
+
+
+def distill(p) -> None:
+    the_model(p)
+    option = library_options.described("distill")
+    p.add_argument(
+        "--nfe",
+        type=values.nfe_range,
+        metavar="N|N-M",
+        help=library_options.help_text(option["nfe"]) + "; a family is 3-8, smallest and largest",
+    )
+    p.add_argument(
+        "--out",
+        required=True,
+        help="a folder for nfe<NN>.json and report.json; or a file NAME.json: the schedule itself, or for a "
+        "family the beginning of NAME-nfe<NN>.json, with NAME-report.json beside it",
+    )
+    library_options.add(
+        group(p, "the fit"),
+        "distill",
+        without=("nfe", "nfe_from"),
+        defaults={
+            "checkpoint": "checkpoint.jsonl beside the results; removed when the run is done without a limit",
+            "made_for": "what is known of the model",
+            "seeds": "the options that noise and conditions depend on",
+        },
+    )
+    torchrun(p)
+    p.add_argument("--quiet", action="store_true", help="no progress bar, no plan")
+
+
+def sample(p) -> None:
+    the_model(p)
+    p.add_argument("--schedule", required=True, metavar="FILE", help="the schedule file")
+    p.add_argument(
+        "--count", type=values.at_least(1), default=16, metavar="N", help="samples (default: %(default)s)"
+    )
+    p.add_argument(
+        "--class",
+        dest="only",
+        type=values.at_least(0),
+        metavar="N",
+        help="the class of all samples, of a network file with --classes (default: one drawn for each)",
+    )
+    p.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="samples.npy, or samples.png for images of 1 or 3 channels with pixels in [-1, 1]",
+    )
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def show(p) -> None:
+    p.add_argument("files", nargs="+", help="schedule files, or folders of them")
+    png(p)
+
+
+def compare(p) -> None:
+    p.add_argument("files", nargs="*", help="schedule files, or folders of them")
+    the_model(p)
+    p.add_argument(
+        "--nfe",
+        type=values.nfe_range,
+        metavar="N|N-M",
+        help="NFEs of the published solvers besides those of the files, such as 3-8",
+    )
+    p.add_argument(
+        "--solvers",
+        default=",".join(SOLVERS),
+        help="published solvers, with commas; each at the NFEs that it can have (default: %(default)s)",
+    )
+    p.add_argument(
+        "--field",
+        choices=[*gain.NAMES, "none"],
+        default="published",
+        help="a field of published solvers, of which the best is told, by successive halving. "
+        + library_options.help_text(library_options.described("rivals")["field"], "published"),
+    )
+    options = group(p, "the comparison")
+    library_options.add(options, "compare", defaults={"held_out": str(HELD_OUT)})
+    known = (*library_options.described("compare"), "nfe", "field")
+    library_options.add(
+        options, "rivals", without=known, defaults={"shift": "the one of the model, or else 1"}
+    )
+    torchrun(p)
+    png(p)
+
+
+def validate(p) -> None:
+    p.add_argument("files", nargs="+", help="schedule files, or folders of them")
+
+
+def group(p, title: str):
+    return p.add_argument_group(title)
+
+
+def png(p) -> None:
+    p.add_argument("--png", metavar="FILE", help="a picture to write (needs matplotlib)")
+
+
+def torchrun(p) -> None:
+    p.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="X",
+        help="with torchrun, how long ranks wait for one another (seconds; default: %(default)g)",
+    )
+
+
+def the_model(p) -> None:
+    """What is sampled from: one of three kinds."""
+    kinds = group(p, "the model, one of three; see below").add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--problem", metavar="FILE.py|MODULE", help="Python with a function problem()")
+    kinds.add_argument("--torchscript", metavar="FILE", help="a TorchScript file")
+    kinds.add_argument("--onnx", metavar="FILE", help="an ONNX file")
+    p.add_argument(
+        "--guidance",
+        type=float,
+        metavar="X",
+        help="guidance scale; handed to problem() if given (network files: default 1, to sample the "
+        "schedule's)",
+    )
+    p.add_argument(
+        "--set",
+        type=values.assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another option of problem(); the value is JSON, or else a text",
+    )
+    network_file(group(p, "with --torchscript and --onnx"))
+
+
+def network_file(files) -> None:
+    """What a network file does not say itself."""
+    files.add_argument(
+        "--shape",
+        type=values.shape,
+        metavar="N,N,...",
+        help="of one latent, such as 4,64,64 (to sample: the schedule's)",
+    )
+    files.add_argument(
+        "--classes",
+        type=values.at_least(0),
+        metavar="N",
+        help="how many classes the network takes, of which each trajectory draws one "
+        f"(default: {DEFAULTS['classes']}, it takes none)",
+    )
+    files.add_argument(
+        "--device",
+        type=values.device,
+        metavar="NAME",
+        help=f"cpu, cuda, cuda:N or, for ONNX, directml (default: {DEFAULTS['device'].kind})",
+    )
+    files.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        help=f"what a TorchScript network computes in (default: {DEFAULTS['dtype']})",
+    )
+    files.add_argument(
+        "--batch",
+        type=values.at_least(1),
+        metavar="N",
+        help="trajectories in a batch, 4 to 16 for the cheapest fit; where memory runs out, the network is "
+        f"called on parts of it (default: {DEFAULTS['batch']})",
+    )
+    files.add_argument(
+        "--memory",
+        type=values.memory,
+        metavar="SIZE",
+        help="memory that may be in use, such as 8GiB, on the GPU or, on the CPU, by this process: sets how "
+        "many trajectories are in a call of the network, by measured calls (default: a batch)",
+    )
+    files.add_argument(
+        "--seed",
+        type=values.at_least(0),
+        metavar="N",
+        help=f"of the noise and the classes (default: {DEFAULTS['seed']})",
+    )
