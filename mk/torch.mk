@@ -15,7 +15,7 @@ TORCH_LIBRARY := liblmsd_torch_2_11.so
 TORCH_SO := $(or $(CARGO_TARGET_DIR),target)/release/$(TORCH_LIBRARY)
 PACKAGE_TORCH_SO := bindings/python/src/lmsd/$(TORCH_LIBRARY)
 
-.PHONY: torch test-torch torch-library test-torch-library test-torch-versions test-torch-cpp tool test-tool \
+.PHONY: torch test-torch torch-library test-torch-library test-torch-versions test-torch-cpp \
 	bench-torch bench-gpu bench-gpu-pack wheel-torch
 
 torch: $(TORCH_BUILD)/torch/build-version
@@ -70,18 +70,6 @@ test-torch-cpp: test-c-install torch-library test-c-cmake
 		cmake --build $(C_BUILD)/libtorch >> $(C_BUILD)/libtorch.log; \
 		$(C_BUILD)/libtorch/sample --library $(TORCH_SO); }
 
-# The program for TorchScript models. It looks for libtorch where the system does: LD_LIBRARY_PATH, say.
-TOOL := $(or $(CARGO_TARGET_DIR),target)/release/lmsd
-tool: $(TOOL)
-$(TOOL): $(if $(LIBTORCH),,torch) $(shell find src -name '*.rs') build.rs Cargo.toml
-	$(CARGO) build --release --features tool --bin lmsd
-	@touch $@
-	@echo "LD_LIBRARY_PATH=$(TORCH_HOME)/lib $@ --help"
-
-test-tool: tool library venv-test
-	$(CARGO) clippy --quiet --features tool --bin lmsd -- -D warnings
-	LMSD_TOOL=$(abspath $(TOOL)) LMSD_TOOL_LIBTORCH=$(TORCH_HOME)/lib $(PY) -m pytest -q tests/tool
-
 bench-torch: $(if $(LIBTORCH),,torch)
 	$(CARGO) bench --features torch --bench torch -- $(BENCH_TORCH)
 
@@ -89,12 +77,15 @@ bench-torch: $(if $(LIBTORCH),,torch)
 # make bench-gpu, with the file where it was made, or tar xf it and python3 bench-gpu-pack/run.py.
 PACK := build/bench-gpu-pack
 bench-gpu-pack: $(PACK).tar.gz
-$(PACK).tar.gz: $(TOOL) benches/torch.rs benches/gpu/run.py
+PACK_PYTHON := bindings/python/src/lmsd
+$(PACK).tar.gz: $(LMSD_SO) $(TORCH_SO) $(shell find $(PACK_PYTHON) -name '*.py') benches/torch.rs benches/gpu/run.py
 	rm -rf $(PACK) && mkdir -p $(PACK)
+	cp -r $(PACK_PYTHON) benches/gpu/run.py $(PACK)
+	rm -rf $$(find $(PACK) -name __pycache__)
+	cp --remove-destination $(LMSD_SO) $(TORCH_SO) $(PACK)/lmsd
 	bench=$$($(CARGO) bench --features torch --bench torch --no-run --message-format json | \
 		sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1) && cp "$$bench" $(PACK)/torch
-	cp $(TOOL) benches/gpu/run.py $(PACK)
-	strip $(PACK)/torch $(PACK)/lmsd
+	strip $(PACK)/torch $(PACK)/lmsd/*.so
 	tar -C $(dir $(PACK)) -czf $@ $(notdir $(PACK))
 	@size=$$(stat -c %s $@); test $$size -le 67108864 || { rm $@; echo "$@ has $$size bytes, more than 64 MiB"; exit 1; }
 	@ls -lh $@

@@ -1,12 +1,12 @@
 """What lmsd does on a GPU, on a machine without network: needs torch 2.11 and this folder, packed by
-`make bench-gpu-pack` (programs built elsewhere; they use the libtorch of the Python that runs this).
+`make bench-gpu-pack` (built elsewhere; all of it uses the torch of the Python that runs this).
 
     python3 run.py [--device cuda] [--seconds 120] [--out results]
 
 1. The tensors of libtorch against the built-in ones, their bandwidth against a copy, and distillations of
    latents [16, 4, 64, 64] and [16, 16, 128, 128] against their model calls alone (the program `torch`).
-2. A U-Net is trained here on pictures drawn here, distilled by the program `lmsd` with no Python in its
-   process, compared with published solvers, and sampled.
+2. A U-Net is trained here on pictures drawn here, saved as TorchScript, distilled by the program `lmsd`,
+   compared with published solvers, and sampled.
 
 Writes bench-gpu.json, bench-gpu.md (with the device's name) and samples.png.
 """
@@ -118,12 +118,19 @@ def train(args, path):
     return {"steps": steps, "loss": loss.item(), "seconds": time.perf_counter() - start}
 
 
+def lmsd(*arguments):
+    """Runs the program lmsd of the pack."""
+    return run(sys.executable, "-m", "lmsd", *arguments)
+
+
 def run(*command):
-    """Runs a program of the pack with this Python's libtorch; its output is shown and returned."""
+    """Runs a program with this Python's libtorch and the pack's package; its output is shown and returned."""
     folders = [Path(torch.__file__).parent / "lib"]
     folders += sorted(Path(torch.__file__).parents[1].glob("nvidia/*/lib"))
     paths = [str(folder) for folder in folders] + os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
+    packages = [str(HERE), os.environ.get("PYTHONPATH", "")]
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, packages)), "LMSD_LIBRARY": ""}
     print("+", *command, flush=True)
     process = subprocess.Popen([*map(str, command)], env=environment, stdout=subprocess.PIPE, text=True)
     lines = []
@@ -135,9 +142,9 @@ def run(*command):
     return "".join(lines)
 
 
-def distil(args, model):
+def distill(args, model):
     common = [
-        "--model",
+        "--torchscript",
         model,
         "--shape",
         f"3,{args.size},{args.size}",
@@ -148,12 +155,12 @@ def distil(args, model):
     ]
     common += ["--sigma-end", 0.02, "--device", args.device, "--batch", args.batch]
     out = args.out / "schedules"
-    run(HERE / "lmsd", "distill", *common, "--nfe", args.nfe, "--out", out, "--quiet")
-    compared = run(HERE / "lmsd", "compare", out, *common, "--quiet")
+    lmsd("distill", *common, "--nfe", args.nfe, "--out", out, "--quiet")
+    compared = lmsd("compare", out, *common, "--field", "none")
     report = json.loads((out / "report.json").read_text())
     schedule = sorted(out.glob("nfe*.json"))[-1]
-    sample = ["--model", model, "--device", args.device, "--schedule", schedule, "--count", 64]
-    run(HERE / "lmsd", "sample", *sample, "--out", args.out / "samples.png", "--quiet")
+    sample = ["--torchscript", model, "--device", args.device, "--schedule", schedule, "--count", 64]
+    lmsd("sample", *sample, "--out", args.out / "samples.png", "--quiet")
     found = {}
     for file in sorted(out.glob("nfe*.json")):
         made = json.loads(file.read_text())["made_by"]
@@ -201,7 +208,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("bench-gpu"), help="folder (default %(default)s)")
     args = parser.parse_args()
     if not torch.__version__.startswith("2.11."):
-        raise SystemExit(f"this is torch {torch.__version__}; the programs here are built for torch 2.11")
+        raise SystemExit(f"this is torch {torch.__version__}; what is here is built for torch 2.11")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch finds no GPU; --device cpu runs the same on the CPU, smaller")
     gpu = args.device == "cuda"
@@ -214,7 +221,7 @@ def main():
     tensors = json.loads((args.out / "tensors.json").read_text())
     training = train(args, args.out / "unet.pt")
     results = {"device": name, "torch": torch.__version__, "tensors": tensors, "training": training}
-    results["unet"] = distil(args, args.out / "unet.pt")
+    results["unet"] = distill(args, args.out / "unet.pt")
     (args.out / "bench-gpu.json").write_text(json.dumps(results, indent=1))
     text = f"{name}, torch {torch.__version__}\n\n{table(results, gpu)}"
     (args.out / "bench-gpu.md").write_text(text)
