@@ -53,7 +53,7 @@ LARGE = 65_536  # elements of the latent that memory is measured with
 MEMORY = (40, 160)  # trajectories
 
 
-def distil(name, nfe, seed, **options):
+def distill(name, nfe, seed, **options):
     problem = NETWORKS[name](BATCH, seed)
     options = {**about(problem), **options}
     return lmsd.distill(problem.model, problem.begin, problem.like, nfe=nfe, progress=False, **options)
@@ -92,7 +92,7 @@ class Bench:
     def row(self, name, row):
         """Fits with each seed, measured."""
         nfe, budget, options, bar = ROWS[row]
-        fits = [distil(name, nfe, s, max_calls=budget // BATCH, **options) for s in self.seeds(name)]
+        fits = [distill(name, nfe, s, max_calls=budget // BATCH, **options) for s in self.seeds(name)]
         most = max(found.report["image_calls"] for found in fits)
         self.calls[name, row] = most
         self.claims.check(f"{name}, {row}: image-calls", most, "<=", budget)
@@ -188,7 +188,7 @@ class Bench:
 
     def node(self, name):
         """What the ComfyUI node does at its defaults; and with few calls, then more."""
-        whole = distil(name, 5, 0, **NODE)
+        whole = distill(name, 5, 0, **NODE)
         used = whole.report["image_calls"]
         (distance,) = distances(name, [whole.schedules[5]])
         known = self.best(name, 5)
@@ -198,8 +198,8 @@ class Bench:
         self.claims.check(f"{name}: ComfyUI node, defaults, 5 steps: image-calls", used, "<=", NODE_CALLS)
         with tempfile.TemporaryDirectory() as folder:
             options = {**NODE, "checkpoint": str(Path(folder) / "run")}
-            few = distil(name, 5, 0, max_calls=FEW_CALLS // BATCH, **options)
-            more = distil(name, 5, 0, **options)
+            few = distill(name, 5, 0, max_calls=FEW_CALLS // BATCH, **options)
+            more = distill(name, 5, 0, **options)
         used_few = few.report["image_calls"]
         made = few.schedules[5].made_by
         gained = made["handcrafted"][0]["distance"] / made["distance"]
@@ -221,7 +221,7 @@ class Bench:
             with tempfile.TemporaryDirectory() as folder:
                 checkpoint = {"checkpoint": str(Path(folder) / "run")}
                 child(told | checkpoint | {"kill": point}, status=KILLED)
-                resumed = distil("mixture", 5, 0, **checkpoint)
+                resumed = distill("mixture", 5, 0, **checkpoint)
             good = same(resumed.schedules[5], expected)
             equal += good
             if not good:
@@ -260,7 +260,7 @@ class Bench:
         """A fit that is not meant to be cheap, then Adam: the better of both is the best known."""
         from adam import refine
 
-        found = distil(name, nfe, 100, **LONG)
+        found = distill(name, nfe, 100, **LONG)
         ours = found.schedules[nfe]
         after = name != "photos" or self.args.adam_photos
         both = [ours, refine(name, ours)] if after else [ours]

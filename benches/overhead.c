@@ -2,7 +2,7 @@
  *
  *     make bench-overhead
  *
- * Distils 5 NFE for latents [16, 4, 64, 64] in float32 on the built-in CPU backend with every sigma, scale
+ * Distills 5 NFE for latents [16, 4, 64, 64] in float32 on the built-in CPU backend with every sigma, scale
  * and weight free. The data is analytic: each channel has two modes and a variance of its own, and its exact
  * denoiser is padded to 50 ms by sleeping. At most a tenth of the time may pass outside the host's callbacks
  * (PASS, exit code 0). A second, shorter run with a model that does not sleep, on a host that hands the
@@ -151,8 +151,8 @@ static double number(const char *report, const char *key) {
     return at == NULL ? NAN : strtod(at + strlen(quoted), NULL);
 }
 
-/* Distils with at most `calls` batch calls; returns its report, or exits. */
-static char *distil(host *me, const lmsd_host *tensors, int calls) {
+/* Distills with at most `calls` batch calls; returns its report, or exits. */
+static char *distill(host *me, const lmsd_host *tensors, int calls) {
     float like_data = 0; /* never read */
     lmsd_tensor like = describe(&like_data);
     lmsd_problem problem = {
@@ -176,7 +176,7 @@ int main(void) {
     printf("distilling 5 NFE for latents [%d, %d, %d, %d], float32, by a model of %.0f ms a call\n", BATCH,
            CHANNELS, SIDE, SIDE, 1e3 * MODEL_SECONDS);
     host slow = {.model_seconds = MODEL_SECONDS};
-    char *report = distil(&slow, NULL, 2400);
+    char *report = distill(&slow, NULL, 2400);
     double all = number(report, "seconds"), reported = number(report, "callback_seconds");
     double outside = 1 - reported / all;
     printf("%lu calls, the teacher's %.0f among them: %.1f s, of which %.1f s in callbacks (%.1f s by their "
@@ -192,7 +192,7 @@ int main(void) {
                          .lincomb = lincomb,
                          .gram = gram,
                          .batch = batch};
-    report = distil(&fast, &tensors, 600);
+    report = distill(&fast, &tensors, 600);
     double own = number(report, "seconds") - fast.inside;
     lmsd_string_free(report);
     double rest = own - fast.lincomb - fast.gram - fast.alloc;

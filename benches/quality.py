@@ -2,7 +2,7 @@
 
     python benches/quality.py --out out/quality.json
 
-For guidance 1 and 3 one run distils the family of 3 to 10 NFE for the digits network. Everything is measured
+For guidance 1 and 3 one run distills the family of 3 to 10 NFE for the digits network. Everything is measured
 on 1000 trajectories that no distillation saw. At each NFE the distilled schedule has to beat the best solver
 as published, and the strongest that tuning makes of all of them (`lmsd.rivals`): all are ranked on 8 other
 trajectories, the best quarter on 64, and the best of the first eight on the test trajectories counts, so the

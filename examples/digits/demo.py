@@ -55,7 +55,7 @@ class Measured(NamedTuple):
     distilled: float | None
 
 
-def distil(digits, args, hits):
+def distill(digits, args, hits):
     """The family of schedules; an interrupt ends it with what there is."""
     options = {"nfe": args.nfe, "trajectories": args.trajectories, **about(digits)}
     if args.quick:
@@ -179,7 +179,7 @@ def main():
     print(f"digits network, guidance {args.guidance:g}: distilling {args.nfe[0]} to {args.nfe[1]} NFE")
     with first_interrupt() as hits:
         try:
-            distilled = distil(digits, args, hits)
+            distilled = distill(digits, args, hits)
         except lmsd.Error as error:
             if error.status != lmsd.Status.STOPPED:
                 raise

@@ -19,7 +19,7 @@ class Interrupt:
     `cause`: the number of the signal, or whatever else a host interrupts with, such as its own exception.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.cause: Any = None
 
     def note(self, cause) -> None:
