@@ -73,13 +73,13 @@ static int begin(void *user_data, uint64_t batch, void *x_t) {
 }
 
 /* The exact prediction where values of channel c are 1 or -1, evenly, with variance 0.1 / (c + 1). */
-static int model(void *user_data, const void *x, double sigma, void *denoised) {
+static int model(void *user_data, const lmsd_call *call, const void *x, void *denoised) {
     host *me = user_data;
     double start = seconds();
     const float *in = ((const lmsd_tensor *)x)->data;
     float *out = ((lmsd_tensor *)denoised)->data;
     for (int row = 0; row < BATCH * CHANNELS; row++, in += PIXELS, out += PIXELS) {
-        double own = 0.1 / (row % CHANNELS + 1), all = own + sigma * sigma;
+        double own = 0.1 / (row % CHANNELS + 1), all = own + call->sigma * call->sigma;
         float keep = (float)(own / all), sharp = (float)(1 / all);
         for (int i = 0; i < PIXELS; i++) out[i] = keep * in[i] + (1 - keep) * tanhf(sharp * in[i]);
     }

@@ -10,7 +10,7 @@ use lmsd::distill::{Config, Problem, distill};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype, Tensors};
 use lmsd::torch::Torch;
 use lmsd::torch::tch::{self, Cuda, Device, Kind, Tensor};
-use lmsd::{Error, Result};
+use lmsd::{Call, Error, Result};
 use serde_json::{Value, json};
 
 const TERMS: usize = 5;
@@ -186,10 +186,10 @@ impl Problem<Tensor> for Network {
         Ok(())
     }
 
-    fn denoise(&mut self, x: &Tensor, sigma: f64, denoised: &mut Tensor) -> Result<()> {
+    fn denoise(&mut self, x: &Tensor, call: &Call, denoised: &mut Tensor) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         self.calls += 1;
-        denoised.f_copy_(&self.predict(x, sigma)?)?;
+        denoised.f_copy_(&self.predict(x, call.sigma)?)?;
         Ok(())
     }
 }

@@ -8,7 +8,10 @@
  *   is fine there. Whoever gets a handle or a text from the library frees it.
  * - Calls return a `lmsd_status`; `lmsd_last_error()` then has one sentence for a person. Outputs
  *   come last and are written on success only.
- * - Structs that cross start with `struct_size`, set by whoever makes the struct.
+ * - Structs that cross start with `struct_size`, set by whoever makes the struct, and may grow at their
+ *   end. The library takes one of an older version, whose missing fields count as 0, and one of a newer
+ *   version if what is new in it is 0. To one that the library fills in it writes what fits its size. Of
+ *   one that a callback is given, read what lies within its size.
  * - Callbacks get `user_data` first, run on the thread of the call that needs them, and return 0
  *   to go on. They must not throw or longjmp through the library: keep the exception, return
  *   nonzero, and throw it again when the call has returned (lmsd.hpp does).
@@ -50,7 +53,7 @@
 /**
  * Version of this ABI. A binding compares it with `lmsd_abi_version()` when it loads the library.
  */
-#define LMSD_ABI_VERSION 1
+#define LMSD_ABI_VERSION 2
 
 /**
  * What went wrong, as a number that never changes its meaning. Zero is success; new kinds are
@@ -111,6 +114,89 @@ enum lmsd_status
 typedef enum lmsd_status lmsd_status;
 #else
 typedef int32_t lmsd_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What a call of the model is for.
+ */
+enum lmsd_purpose
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Sampling: `lmsd_sample`.
+   */
+  LMSD_PURPOSE_SAMPLE = 0,
+  /**
+   * A run of the teacher, whose end points a schedule is measured against. `node` and `nfe` are the teacher's.
+   */
+  LMSD_PURPOSE_TEACHER = 1,
+  /**
+   * Measuring published solvers and other schedules that a fit may start from.
+   */
+  LMSD_PURPOSE_RANKING = 2,
+  /**
+   * Fitting: linearisations, trials, looks at the held-out batches, the place of a new node.
+   */
+  LMSD_PURPOSE_FIT = 3,
+  /**
+   * The schedules of `lmsd_compare`.
+   */
+  LMSD_PURPOSE_COMPARE = 4,
+  /**
+   * Seven calls at the start of a distillation that find out whether the same call gives the same result.
+   * They belong to no schedule: `node` and `nfe` are 0.
+   */
+  LMSD_PURPOSE_CHECK = 5,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum lmsd_purpose lmsd_purpose;
+#else
+typedef int32_t lmsd_purpose;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What a distillation or a comparison is doing.
+ */
+enum lmsd_phase
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Checking the model and the noise, and finding the teacher's end points.
+   */
+  LMSD_PHASE_TEACHER = 0,
+  /**
+   * Ranking the published solvers.
+   */
+  LMSD_PHASE_RANK = 1,
+  /**
+   * Fitting.
+   */
+  LMSD_PHASE_FIT = 2,
+  /**
+   * Looking for the place of a new node.
+   */
+  LMSD_PHASE_GROW = 3,
+  /**
+   * The plan is made: told once, before the long part, with the calls and seconds that it will take.
+   */
+  LMSD_PHASE_PLAN = 4,
+  /**
+   * Comparing schedules: `lmsd_compare`.
+   */
+  LMSD_PHASE_COMPARE = 5,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum lmsd_phase lmsd_phase;
+#else
+typedef int32_t lmsd_phase;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -176,7 +262,8 @@ typedef struct lmsd_host {
   void *user_data;
   /**
    * Writes a new tensor of the shape, dtype and device of `like`, not NULL, to `*out`. Its
-   * contents may be anything.
+   * contents may be anything. One table serves tensors of many shapes, in any number of calls at once:
+   * all that are handed in with one another have one shape.
    */
   int (*alloc)(void *user_data, const void *like, void **out);
   /**
@@ -221,12 +308,41 @@ typedef struct lmsd_host {
 } lmsd_host;
 
 /**
- * The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `sigma`,
+ * A call of the model.
+ */
+typedef struct lmsd_call {
+  /**
+   * `sizeof(lmsd_call)` of the library.
+   */
+  size_t struct_size;
+  /**
+   * Node of the schedule in work, from 0.
+   */
+  size_t node;
+  /**
+   * Number of nodes of that schedule.
+   */
+  size_t nfe;
+  /**
+   * Noise level of `x`, as the model is to be told it: the node's sigma times its scale.
+   */
+  double sigma;
+  /**
+   * What the call is for.
+   */
+  lmsd_purpose purpose;
+} lmsd_call;
+
+/**
+ * The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `call->sigma`,
  * guidance included. Runs on the calling thread, keeps no pointer; returns 0, or anything else to
  * stop the call with `LMSD_STATUS_STOPPED`. The built-in backend's tensors are compact with
  * `byte_offset` 0; the model fills `denoised`'s memory and leaves the descriptor as it is.
  */
-typedef int (*lmsd_model)(void *user_data, const void *x, double sigma, void *denoised);
+typedef int (*lmsd_model)(void *user_data,
+                          const struct lmsd_call *call,
+                          const void *x,
+                          void *denoised);
 
 /**
  * What an observer sees after each model call, before the update.
@@ -277,10 +393,9 @@ typedef struct lmsd_progress {
    */
   size_t struct_size;
   /**
-   * 0 teacher, 1 ranking the published solvers, 2 fitting, 3 growing by a node, 4 the plan is made: told
-   * once, before the long part, with the calls and seconds that it will take.
+   * What is being done.
    */
-  int32_t phase;
+  lmsd_phase phase;
   /**
    * NFE of the schedule in work.
    */
@@ -331,13 +446,17 @@ typedef struct lmsd_problem {
    */
   void *user_data;
   /**
-   * A tensor of the shape, dtype and device of one batch; its contents are not read.
+   * A tensor of the shape, dtype and device of one batch. It must have memory; its contents are not read.
    */
   const void *like;
   /**
    * Makes batch `batch` current: writes its x_T (noise level `sigma_max`) and sets whatever the
    * model depends on (prompts, labels). The same index always gives the same batch. Fitted
    * batches count from 0, held-out ones from 2^20, those of `lmsd_compare` from 2^21.
+   *
+   * `x_t` comes from the host's `alloc` with `like`. Where the host's own tensors can change their shape,
+   * `begin` may give `x_t` another one for each batch, with as many trajectories; all other tensors of that
+   * batch are then made by `alloc` with it or with what came of it.
    */
   int (*begin)(void *user_data, uint64_t batch, void *x_t);
   /**

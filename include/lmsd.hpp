@@ -3,8 +3,8 @@
 //     lmsd::Schedule schedule = lmsd::Schedule::solve(R"({"solver": "dpmpp_2m", "nfe": 8})");
 //     std::vector<float> image = lmsd::sample(schedule, noise, {1, 3, 64, 64}, model);
 //
-// where model(lmsd::Span<const float> x, double sigma, lmsd::Span<float> denoised) writes its
-// prediction of x0. A call that fails throws lmsd::Error. Callables may throw whatever they like:
+// where model(lmsd::Span<const float> x, const lmsd_call &call, lmsd::Span<float> denoised) writes its
+// prediction of x0 at x, whose noise level is call.sigma. A call that fails throws lmsd::Error. Callables may throw whatever they like:
 // the call stops and the exception comes out of it. Tensors are compact row-major buffers on the CPU;
 // for others use lmsd_host of lmsd.h.
 
@@ -124,9 +124,9 @@ template <class T> lmsd_tensor describe(const std::vector<T> &data, const Shape 
 
 /// A lmsd_model whose user data is a Keeper with a member `model`.
 template <class T, class Run>
-int call_model(void *user_data, const void *x, double sigma, void *denoised) noexcept {
+int call_model(void *user_data, const lmsd_call *call, const void *x, void *denoised) noexcept {
     auto &run = *static_cast<Run *>(user_data);
-    return run.run([&] { return run.model(span<const T>(x), sigma, span<T>(denoised)), 0; });
+    return run.run([&] { return run.model(span<const T>(x), *call, span<T>(denoised)), 0; });
 }
 
 } // namespace detail
@@ -283,7 +283,7 @@ template <class T> struct Problem {
     /// Makes a batch current: writes its x_T.
     std::function<void(std::uint64_t batch, Span<T> x_t)> begin;
     /// The model, for the current batch.
-    std::function<void(Span<const T> x, double sigma, Span<T> denoised)> model;
+    std::function<void(Span<const T> x, const lmsd_call &call, Span<T> denoised)> model;
     /// Hears how far things are; false ends the run with the best so far. May be empty.
     std::function<bool(const lmsd_progress &)> progress;
     /// Which of how many processes this one is, where several share the run.

@@ -22,7 +22,8 @@ pub struct LmsdHost {
     /// Handed to every function.
     pub user_data: *mut c_void,
     /// Writes a new tensor of the shape, dtype and device of `like`, not NULL, to `*out`. Its
-    /// contents may be anything.
+    /// contents may be anything. One table serves tensors of many shapes, in any number of calls at once:
+    /// all that are handed in with one another have one shape.
     pub alloc: Option<
         unsafe extern "C" fn(user_data: *mut c_void, like: *const c_void, out: *mut *mut c_void) -> c_int,
     >,
@@ -161,6 +162,18 @@ impl Backend {
         }
     }
 
+    /// The size of dimension 0.
+    pub fn trajectories(&self, tensor: &Handle) -> usize {
+        match (self, tensor) {
+            (Self::Host(host), tensor) => {
+                let batch = host.batch.expect("checked by Backend::new");
+                // SAFETY: a `batch` as `lmsd_host` says gets its own user data and tensor.
+                unsafe { batch(host.user_data, tensor.pointer()) }
+            }
+            (Self::Cpu, tensor) => cpu(tensor).map_or(0, |tensor| tensor.shape()[0] as usize),
+        }
+    }
+
     /// Refuses an output that does not fit `like`, before any work is done for it.
     pub fn check_output(&self, out: &Handle, like: &Handle) -> Result<()> {
         match (out, like) {
@@ -198,7 +211,7 @@ impl LmsdHost {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: the host's promise.
+        // SAFETY: `error` is NULL or as `lmsd_host` says, and gets its own user data.
         let (status, text) = unsafe { reason(self.error, self.user_data) }
             .unwrap_or_else(|| (Status::Stopped, format!("{what} of the host returned {code}")));
         Err(Error::new(status, text))
@@ -231,7 +244,7 @@ impl Tensors for Backend {
             Self::Host(host) => {
                 let mut tensor = ptr::null_mut();
                 let alloc = host.alloc.expect("checked by Backend::new");
-                // SAFETY: the host's promise.
+                // SAFETY: an `alloc` as `lmsd_host` says gets its own user data and tensor, and room for a pointer.
                 host.said(unsafe { alloc(host.user_data, like.pointer(), &mut tensor) }, "alloc")?;
                 if tensor.is_null() {
                     return Err(Error::argument("alloc of the host returned 0 but wrote no tensor"));
@@ -246,7 +259,7 @@ impl Tensors for Backend {
             return (0..count).map(|_| self.alloc(like)).collect();
         };
         let mut outs = vec![ptr::null_mut(); count];
-        // SAFETY: the host's promise.
+        // SAFETY: an `alloc_many` as `lmsd_host` says gets its own user data and tensor; `outs` has room for `count`.
         let code = unsafe { alloc_many(host.user_data, like.pointer(), count, outs.as_mut_ptr()) };
         host.said(code, "alloc_many")?;
         let written = outs.into_iter().filter(|tensor| !tensor.is_null());
@@ -264,7 +277,7 @@ impl Tensors for Backend {
         match (self, of) {
             (Self::Host(host), of) => {
                 let elements = host.elements?;
-                // SAFETY: the host's promise.
+                // SAFETY: an `elements` as `lmsd_host` says gets its own user data and tensor.
                 Some(unsafe { elements(host.user_data, of.pointer()) }).filter(|n| *n > 0)
             }
             (Self::Cpu, of) => Cpu.elements(cpu(of).ok()?),
@@ -281,7 +294,8 @@ impl Tensors for Backend {
                 let factors: Vec<f64> = terms.iter().map(|(f, _)| *f).collect();
                 let tensors = pointers(terms.iter().map(|(_, t)| *t));
                 let lincomb = host.lincomb.expect("checked by Backend::new");
-                // SAFETY: the host's promise; both arrays live through the call.
+                // SAFETY: a `lincomb` as `lmsd_host` says gets its own tensors, of which `out` is no term, and two
+                // arrays of `count` entries that stay during the call.
                 let code = unsafe {
                     lincomb(host.user_data, out.pointer(), factors.len(), factors.as_ptr(), tensors.as_ptr())
                 };
@@ -299,16 +313,15 @@ impl Tensors for Backend {
             }
             Self::Host(host) => {
                 let Some(first) = columns.first() else { return Ok(Vec::new()) };
-                let (batch, gram) = (host.batch.expect("checked"), host.gram.expect("checked"));
-                // SAFETY: the host's promise.
-                let trajectories = unsafe { batch(host.user_data, first.pointer()) };
+                let gram = host.gram.expect("checked by Backend::new");
+                let trajectories = self.trajectories(first);
                 let size = trajectories.saturating_mul(columns.len() * columns.len());
                 if size == 0 || size > 1 << 30 {
                     return Err(Error::argument(format!("batch of the host returned {trajectories}")));
                 }
                 let mut out = vec![f64::NAN; size];
                 let tensors = pointers(columns.iter().copied());
-                // SAFETY: the host's promise; `out` has room for every trajectory's matrix.
+                // SAFETY: a `gram` as `lmsd_host` says gets its own tensors, and room for every trajectory's matrix.
                 let code = unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
                 host.said(code, "gram")?;
                 Ok(out)

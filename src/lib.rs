@@ -8,8 +8,9 @@
 //!
 //! Coordinates are those of k-diffusion: a state `x` at noise level `sigma`, and a model that
 //! returns `denoised`, its prediction of x0 (guidance included). Knowledge flows one way:
-//! error <- schedule <- solver <- field; schedule + tensor <- sample <- distill; all <- host <- ffi.
+//! error <- schedule <- solver <- field; schedule + tensor + call <- sample <- distill; all <- host <- ffi.
 
+pub mod call;
 pub mod distill;
 pub mod error;
 #[cfg(feature = "abi")]
@@ -28,6 +29,7 @@ pub mod tensor;
 #[cfg(feature = "torch")]
 pub mod torch;
 
+pub use call::{Call, Purpose};
 pub use error::{Error, Result, Status};
 pub use schedule::{Node, Process, Schedule};
 pub use tensor::Tensors;

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use crate::call::{Call, Purpose};
 use crate::error::{Error, Result, Status};
 use crate::schedule::Schedule;
 use crate::tensor::Tensors;
@@ -25,8 +26,8 @@ pub struct Step<'a, T> {
     pub denoised: &'a T,
 }
 
-/// Writes to the last its prediction of x0 at a state and its noise level, guidance included.
-pub type Model<'a, T> = dyn FnMut(&T, f64, &mut T) -> Result<()> + 'a;
+/// Writes to the last its prediction of x0 at a state, whose noise level is the call's, guidance included.
+pub type Model<'a, T> = dyn FnMut(&T, &Call, &mut T) -> Result<()> + 'a;
 
 /// A run of a schedule, node by node. Predictions that no later row needs are given up, so memory
 /// is bounded by the order of the solver and not by the number of steps.
@@ -185,7 +186,7 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         ))
     }
 
-    /// Runs to the end. `observe` sees every step; its error stops the run.
+    /// Runs to the end; calls are for sampling unless the model knows better. `observe` sees every step; its error stops the run.
     pub fn run(
         &mut self,
         model: &mut Model<B::Tensor>,
@@ -193,14 +194,16 @@ impl<'a, B: Tensors> Sampler<'a, B> {
     ) -> Result<()> {
         while let Some(model_sigma) = self.model_sigma() {
             let mut denoised = self.buffer()?;
-            model(&self.x, model_sigma, &mut denoised)?;
+            let (node, nfe) = (self.index, self.schedule.nfe());
+            let call = Call { node, nfe, sigma: model_sigma, purpose: Purpose::Sample };
+            model(&self.x, &call, &mut denoised)?;
             if self.check {
                 self.check_finite(&denoised)?;
             }
             observe(&Step {
-                index: self.index,
-                nfe: self.schedule.nfe(),
-                sigma: self.schedule.sigma(self.index),
+                index: node,
+                nfe,
+                sigma: self.schedule.sigma(node),
                 model_sigma,
                 x: &self.x,
                 denoised: &denoised,
@@ -232,7 +235,7 @@ pub fn sample<B: Tensors>(
     mut model: impl FnMut(&B::Tensor, f64, &mut B::Tensor) -> Result<()>,
 ) -> Result<B::Tensor> {
     let mut sampler = Sampler::new(&tensors, Cow::Borrowed(schedule), x_t)?;
-    sampler.run(&mut model, &mut |_| Ok(()))?;
+    sampler.run(&mut |x, call, denoised| model(x, call.sigma, denoised), &mut |_| Ok(()))?;
     // A copy, as the state may share memory with all else that the run has used.
     tensors.copy(sampler.state())
 }

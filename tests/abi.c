@@ -144,22 +144,34 @@ struct run {
     size_t observed;
     const lmsd_schedule *schedule;
     pthread_t thread;
-    bool wrong; /* an observer saw something it should not have */
+    size_t node; /* of the next call */
+    bool wrong;  /* a callback saw something it should not have */
 };
 
 static struct run run_of(const lmsd_schedule *schedule) {
-    struct run run = {0, SIZE_MAX, SIZE_MAX, SIZE_MAX, 0, schedule, pthread_self(), false};
+    struct run run = {0, SIZE_MAX, SIZE_MAX, SIZE_MAX, 0, schedule, pthread_self(), 0, false};
     return run;
 }
 
-static int model(void *user_data, const void *x, double sigma, void *denoised) {
+/* Of the step form, where the host calls the model itself. */
+#define AT(sigma) (&(lmsd_call){sizeof(lmsd_call), 0, 0, sigma, LMSD_PURPOSE_SAMPLE})
+
+static int model(void *user_data, const lmsd_call *at, const void *x, void *denoised) {
     struct run *run = user_data;
+    run->wrong |= at->struct_size != sizeof *at || at->purpose != LMSD_PURPOSE_SAMPLE;
+    if (run->schedule != NULL && at->nfe != 0) {
+        lmsd_node node = {.struct_size = sizeof node};
+        lmsd_schedule_node(run->schedule, at->node, &node);
+        run->wrong |= at->nfe != lmsd_schedule_nfe(run->schedule) || at->sigma != node.scale * node.sigma;
+        run->wrong |= at->node != 0 && at->node != run->node;
+        run->node = at->node + 1;
+    }
     const lmsd_tensor *in = x;
     lmsd_tensor *out = denoised;
     size_t call = run->calls++;
     if (!pthread_equal(run->thread, pthread_self())) run->wrong = true;
     if (call == run->stop_model_at) return 41;
-    for (size_t i = 0; i < elements(in); i++) set(out, i, denoise(get(in, i), sigma));
+    for (size_t i = 0; i < elements(in); i++) set(out, i, denoise(get(in, i), at->sigma));
     if (call == run->nan_at) set(out, elements(in) - 1, NAN);
     return 0;
 }
@@ -228,6 +240,17 @@ static void test_schedule(const char *path) {
     node.struct_size = 0;
     REFUSED(lmsd_schedule_node(s, 0, &node), INVALID_ARGUMENT, "sizeof(lmsd_node)");
     CHECK(node.sigma == kept.sigma && node.weights == kept.weights);
+    /* A host of a later version gets 0 in what this one does not know, and nothing beyond that. */
+    struct {
+        lmsd_node node;
+        size_t later, beyond;
+    } newer;
+    memset(&newer, 0x5a, sizeof newer);
+    newer.node.struct_size = offsetof(__typeof__(newer), beyond);
+    size_t beyond = newer.beyond;
+    OK(lmsd_schedule_node(s, 4, &newer.node));
+    CHECK(newer.node.struct_size == sizeof(lmsd_node) + sizeof(size_t) && newer.node.sigma == kept.sigma);
+    CHECK(newer.node.weight_count == 1 && newer.later == 0 && newer.beyond == beyond);
     REFUSED(lmsd_schedule_node(NULL, 0, &node), INVALID_ARGUMENT, "schedule is NULL");
     REFUSED(lmsd_schedule_node(s, 0, NULL), INVALID_ARGUMENT, "out is NULL");
 
@@ -727,7 +750,7 @@ static void run_steps(const lmsd_schedule *s, lmsd_tensor *x_t, lmsd_tensor *x, 
         double sigma = NAN;
         CHECK(lmsd_sampler_index(sampler) == n);
         OK(lmsd_sampler_next(sampler, &sigma, x));
-        model(&run, x, sigma, denoised);
+        model(&run, AT(sigma), x, denoised);
         OK(lmsd_sampler_step(sampler, denoised));
     }
     CHECK(lmsd_sampler_index(sampler) == lmsd_schedule_nfe(s));
@@ -842,7 +865,7 @@ static void test_sampler_refusals(void) {
         REFUSED(lmsd_sampler_set_state(sampler, NULL), INVALID_ARGUMENT, "x is NULL");
         REFUSED(lmsd_sampler_set_state(sampler, &bad), INVALID_TENSOR, "[3, 4]");
         OK(lmsd_sampler_next(sampler, &sigma, &ty));
-        model(&run, &ty, sigma, &tx);
+        model(&run, AT(sigma), &ty, &tx);
         OK(lmsd_sampler_set_state(sampler, &tx)); /* another state ... */
         OK(lmsd_sampler_set_state(sampler, &ty)); /* ... and back */
         OK(lmsd_sampler_step(sampler, &tx));
@@ -942,12 +965,12 @@ static lmsd_host host_of(struct framework *f) {
     return host;
 }
 
-static int host_model(void *user_data, const void *x, double sigma, void *denoised) {
+static int host_model(void *user_data, const lmsd_call *at, const void *x, void *denoised) {
     struct framework *f = user_data;
     const struct matrix *in = x;
     struct matrix *out = denoised;
     if (f->run.calls++ == f->run.stop_model_at) return 54;
-    for (size_t i = 0; i < in->rows * in->columns; i++) out->data[i] = denoise(in->data[i], sigma);
+    for (size_t i = 0; i < in->rows * in->columns; i++) out->data[i] = denoise(in->data[i], at->sigma);
     return 0;
 }
 
@@ -1036,7 +1059,7 @@ static void test_host(void) {
         while (lmsd_sampler_index(sampler) < 6 && failures < 2) {
             double sigma;
             while (lmsd_sampler_next(sampler, &sigma, work) != LMSD_STATUS_OK) failures++;
-            host_model(&f, work, sigma, out);
+            host_model(&f, AT(sigma), work, out);
             while (lmsd_sampler_step(sampler, out) != LMSD_STATUS_OK && failures < 2) failures++;
         }
         while (lmsd_sampler_result(sampler, out) != LMSD_STATUS_OK) failures++;
@@ -1099,7 +1122,8 @@ static void test_host(void) {
     REFUSED(lmsd_sample(s, &bad, x, host_model, NULL, &f, out), INVALID_ARGUMENT, says)
     BAD_HOST(bad.struct_size = 0, "struct_size of lmsd_host is 0");
     BAD_HOST(bad.struct_size--, "sizeof(lmsd_host)");
-    BAD_HOST(bad.struct_size++, "sizeof(lmsd_host)");
+    BAD_HOST(bad.struct_size = SIZE_MAX, "sizeof(lmsd_host)");
+    BAD_HOST(bad.struct_size = offsetof(lmsd_host, batch), "sizeof(lmsd_host)"); /* no version ended there */
     BAD_HOST(bad.alloc = NULL, "host->alloc is NULL");
     BAD_HOST(bad.release = NULL, "host->release is NULL");
     BAD_HOST(bad.lincomb = NULL, "host->lincomb is NULL");
@@ -1111,7 +1135,56 @@ static void test_host(void) {
     BAD_HOST(bad.batch = batch_of_all, "batch of the host returned");
     CHECK(f.live == 0);
 
+    /* One of a later version is taken where it asks for nothing that this one does not know. */
+    struct {
+        lmsd_host host;
+        void (*later)(void);
+    } newer = {host, NULL};
+    newer.host.struct_size = sizeof newer, f.run = run_of(s);
+    OK(lmsd_sample(s, &newer.host, x, host_model, NULL, &f, out));
+    CHECK(memcmp(out->data, expected, sizeof expected) == 0);
+    newer.later = abort;
+    REFUSED(lmsd_sample(s, &newer.host, x, host_model, NULL, &f, out), INVALID_ARGUMENT, "values beyond");
+
     matrix_free(x), matrix_free(out), matrix_free(work);
+    lmsd_schedule_free(s);
+}
+
+/* Two runs at once, by turns, of tensors of two shapes, with one lmsd_host. */
+static void test_host_of_two_shapes(void) {
+    lmsd_schedule *s = solve("{\"solver\": \"dpmpp_2m\", \"nfe\": 4}");
+    struct framework f = {0, 0, 0, SIZE_MAX, run_of(s)};
+    lmsd_host host = host_of(&f);
+    struct matrix *x[2], *out[2];
+    lmsd_sampler *samplers[2] = {NULL, NULL};
+    double expected[2][40];
+    for (size_t i = 0; i < 2; i++) {
+        size_t rows = i == 0 ? 3 : 8, columns = i == 0 ? 2 : 5, count = rows * columns;
+        x[i] = matrix_new(rows, columns), out[i] = matrix_new(rows, columns);
+        fill_normal(x[i]->data, count, 20 + i, 80);
+        memcpy(expected[i], x[i]->data, count * sizeof(double));
+        reference(s, expected[i], count);
+        OK(lmsd_sampler_new(s, &host, x[i], &samplers[i]));
+    }
+    for (size_t n = 0; n < 4; n++) {
+        for (size_t i = 0; i < 2; i++) {
+            double sigma;
+            OK(lmsd_sampler_next(samplers[i], &sigma, x[i]));
+            host_model(&f, AT(sigma), x[i], out[i]);
+            OK(lmsd_sampler_step(samplers[i], out[i]));
+        }
+    }
+    for (size_t i = 0; i < 2; i++) {
+        double worst = 0;
+        OK(lmsd_sampler_result(samplers[i], out[i]));
+        for (size_t j = 0; j < out[i]->rows * out[i]->columns; j++) {
+            worst = fmax(worst, fabs(out[i]->data[j] - expected[i][j]));
+        }
+        CHECK(worst < 1e-13);
+        lmsd_sampler_free(samplers[i]);
+        matrix_free(x[i]), matrix_free(out[i]);
+    }
+    CHECK(f.live == 0);
     lmsd_schedule_free(s);
 }
 
@@ -1124,7 +1197,9 @@ struct work {
     size_t calls, begun;
     size_t stop_begin_at, stop_model_at, nan_at, stop_progress_at;
     uint64_t last_calls, lowest_batch, highest_batch;
-    size_t progressed;
+    size_t progressed, purposes[LMSD_PURPOSE_CHECK + 1];
+    lmsd_purpose purpose; /* of the last call */
+    size_t odd_rows, odd_columns; /* of matrices of odd batches, where not 0 */
     lmsd_progress last;
     bool wrong;
 };
@@ -1145,26 +1220,45 @@ static int work_begin(void *user_data, uint64_t batch, void *x_t) {
     if (batch < w->lowest_batch) w->lowest_batch = batch;
     if (batch > w->highest_batch) w->highest_batch = batch;
     double *x = w->matrices ? ((struct matrix *)x_t)->data : ((lmsd_tensor *)x_t)->data;
-    fill_normal(x, SIZE, 1000 + 7919 * batch, 10);
+    size_t size = SIZE;
+    if (w->odd_rows != 0 && batch % 2 == 1) {
+        struct matrix *m = x_t;
+        m->rows = w->odd_rows, m->columns = w->odd_columns, size = m->rows * m->columns;
+        m->data = x = realloc(m->data, size * sizeof(double));
+    }
+    fill_normal(x, size, 1000 + 7919 * batch, 10);
     return 0;
 }
 
-static int work_model(void *user_data, const void *x, double sigma, void *denoised) {
+static int work_model(void *user_data, const lmsd_call *at, const void *x, void *denoised) {
     struct work *w = user_data;
+    double sigma = at->sigma;
+    size_t size = w->matrices ? ((const struct matrix *)x)->rows * ((const struct matrix *)x)->columns : SIZE;
+    w->wrong |= at->struct_size != sizeof *at || at->purpose < 0 || at->purpose > LMSD_PURPOSE_CHECK;
+    w->wrong |= at->purpose == LMSD_PURPOSE_CHECK ? at->node != 0 || at->nfe != 0 : at->node >= at->nfe;
+    w->wrong |= at->purpose >= LMSD_PURPOSE_RANKING && at->purpose <= LMSD_PURPOSE_COMPARE && at->nfe != 3;
+    w->purpose = at->purpose, w->purposes[at->purpose]++;
     const double *in = w->matrices ? ((const struct matrix *)x)->data : ((const lmsd_tensor *)x)->data;
     double *out = w->matrices ? ((struct matrix *)denoised)->data : ((lmsd_tensor *)denoised)->data;
     size_t call = w->calls++;
     if (!pthread_equal(w->framework.run.thread, pthread_self()) || !(sigma > 0)) w->wrong = true;
     if (call == w->stop_model_at) return 62;
-    for (size_t i = 0; i < SIZE; i++) out[i] = denoise(in[i], sigma);
+    for (size_t i = 0; i < size; i++) out[i] = denoise(in[i], sigma);
     if (call >= w->nan_at) out[0] = NAN;
     return 0;
 }
 
 static int work_progress(void *user_data, const lmsd_progress *p) {
     struct work *w = user_data;
-    w->wrong |= p->struct_size != sizeof *p || p->phase < 0 || p->phase > 4 || p->calls < w->last_calls;
+    w->wrong |= p->struct_size != sizeof *p || p->calls < w->last_calls;
     w->wrong |= isnan(p->distance) || isnan(p->handcrafted) || isnan(p->seconds_left);
+    if (p->phase != LMSD_PHASE_PLAN) {
+        static const lmsd_phase phases[] = {
+            [LMSD_PURPOSE_TEACHER] = LMSD_PHASE_TEACHER, [LMSD_PURPOSE_CHECK] = LMSD_PHASE_TEACHER,
+            [LMSD_PURPOSE_RANKING] = LMSD_PHASE_RANK,    [LMSD_PURPOSE_FIT] = LMSD_PHASE_FIT,
+            [LMSD_PURPOSE_COMPARE] = LMSD_PHASE_COMPARE};
+        w->wrong |= w->purpose == LMSD_PURPOSE_SAMPLE || p->phase != phases[w->purpose];
+    }
     w->last_calls = p->calls;
     w->last = *p;
     return w->progressed++ >= w->stop_progress_at ? 63 : 0;
@@ -1217,6 +1311,9 @@ static void test_distill(const char *folder) {
           strstr(report, "\"trace\""));
     lmsd_string_free(report);
     size_t all_calls = w.calls;
+    CHECK(w.purposes[LMSD_PURPOSE_CHECK] == 7 && w.purposes[LMSD_PURPOSE_TEACHER] > 24);
+    CHECK(w.purposes[LMSD_PURPOSE_RANKING] > 0 && w.purposes[LMSD_PURPOSE_FIT] > 0);
+    CHECK(w.purposes[LMSD_PURPOSE_SAMPLE] == 0 && w.purposes[LMSD_PURPOSE_COMPARE] == 0);
 
     /* It beats the handcrafted solvers on trajectories that it never saw. */
     lmsd_schedule *euler =
@@ -1228,7 +1325,10 @@ static void test_distill(const char *folder) {
     w = work_of(false);
     OK(lmsd_compare("{\"nfe\": 3, " DISTIL "}", NULL, &problem, 3, compared, distances));
     CHECK(distances[0] > 0 && distances[0] < distances[1] && distances[0] < distances[2]);
-    CHECK(w.lowest_batch == 1 << 21);
+    CHECK(w.lowest_batch == 1 << 21 && !w.wrong);
+    CHECK(w.purposes[LMSD_PURPOSE_COMPARE] == 3 * 3 * (32 / BATCH) &&
+          w.purposes[LMSD_PURPOSE_TEACHER] == 24 * (32 / BATCH));
+    CHECK(w.calls == w.purposes[LMSD_PURPOSE_COMPARE] + w.purposes[LMSD_PURPOSE_TEACHER]);
 
     /* On the host's own tensors the same is found, to rounding. */
     struct matrix *like_matrix = matrix_new(BATCH, 3);
@@ -1254,6 +1354,15 @@ static void test_distill(const char *folder) {
                 "of the host returned 5");
         CHECK(w.framework.live == 0 && hosted == NULL);
     }
+    /* Batches may differ in shape, but not in the number of their trajectories. */
+    w = work_of(true), w.odd_rows = BATCH, w.odd_columns = 5, hosted = NULL;
+    OK(lmsd_distill("{\"nfe\": 3, " DISTIL "}", &host, &problem, &hosted));
+    CHECK(w.framework.live == 0 && !w.wrong && w.last.distance <= w.last.handcrafted);
+    lmsd_distilled_free(hosted);
+    w = work_of(true), w.odd_rows = BATCH - 1, w.odd_columns = 3, hosted = NULL;
+    REFUSED(lmsd_distill("{\"nfe\": 3, " DISTIL "}", &host, &problem, &hosted), INVALID_TENSOR,
+            "x_T of batch 1 has 3 trajectories");
+    CHECK(w.framework.live == 0 && hosted == NULL);
     matrix_free(like_matrix);
     problem.like = &like;
 
@@ -1289,14 +1398,24 @@ static void test_distill(const char *folder) {
     lmsd_tensor bad = like;
     bad.dtype.bits = 8;
     BAD_PROBLEM(problem.struct_size = 0, INVALID_ARGUMENT, "struct_size of lmsd_problem is 0");
-    BAD_PROBLEM(problem.struct_size++, INVALID_ARGUMENT, "sizeof(lmsd_problem)");
+    BAD_PROBLEM(problem.struct_size--, INVALID_ARGUMENT, "sizeof(lmsd_problem)");
+    BAD_PROBLEM(problem.struct_size = offsetof(lmsd_problem, progress), INVALID_ARGUMENT, "sizeof(lmsd_problem)");
     BAD_PROBLEM(problem.ranks = 2, INVALID_ARGUMENT, "problem->sum is NULL");
     BAD_PROBLEM(problem.rank = 1, INVALID_ARGUMENT, "rank is 1");
     BAD_PROBLEM(problem.begin = NULL, INVALID_ARGUMENT, "problem->begin is NULL");
     BAD_PROBLEM(problem.model = NULL, INVALID_ARGUMENT, "problem->model is NULL");
     BAD_PROBLEM(problem.like = NULL, INVALID_ARGUMENT, "problem->like is NULL");
     BAD_PROBLEM(problem.like = &bad, INVALID_TENSOR, "problem->like");
+    struct {
+        lmsd_problem problem;
+        size_t later;
+    } newer = {problem_of(&w, &like), 1};
+    newer.problem.struct_size = sizeof newer;
+    REFUSED(lmsd_compare(good, NULL, &newer.problem, 3, compared, distances), INVALID_ARGUMENT, "values beyond");
     CHECK(w.calls == 0 && w.begun == 0); /* all of it before any work */
+    newer.later = 0;
+    OK(lmsd_compare(good, NULL, &newer.problem, 3, compared, distances));
+    memset(distances, 0, sizeof distances);
     problem = problem_of(&w, &like);
     host.alloc = NULL;
     REFUSED(lmsd_distill(good, &host, &problem, &none), INVALID_ARGUMENT, "host->alloc");
@@ -1571,6 +1690,7 @@ int main(void) {
     test_sample_refusals();
     test_sampler_refusals();
     test_host();
+    test_host_of_two_shapes();
     test_threads();
     test_distill(folder);
     test_ranks();

@@ -55,6 +55,11 @@ template <class T> void denoise(lmsd::Span<const T> x, double sigma, lmsd::Span<
     }
 }
 
+// The same as a model.
+template <class T> void predict(lmsd::Span<const T> x, const lmsd_call &call, lmsd::Span<T> denoised) {
+    denoise(x, call.sigma, denoised);
+}
+
 template <class T> std::vector<T> noise(std::size_t size, double sigma, unsigned seed) {
     std::vector<T> x;
     for (std::size_t i = 0; i < size; i++) {
@@ -91,12 +96,12 @@ template <class T> void test_sample() {
     const lmsd::Shape shape{5, 2, 3};
     const auto x_t = noise<T>(30, 80, 1);
 
-    auto out = lmsd::sample(s, x_t, shape, denoise<T>); // a function
+    auto out = lmsd::sample(s, x_t, shape, predict<T>); // a function
     std::size_t calls = 0, steps = 0;
     bool wrong = false;
-    auto model = [&](lmsd::Span<const T> x, double sigma, lmsd::Span<T> denoised) mutable {
-        calls++;
-        denoise(x, sigma, denoised);
+    auto model = [&](lmsd::Span<const T> x, const lmsd_call &call, lmsd::Span<T> denoised) mutable {
+        wrong |= call.node != calls++ || call.nfe != 7 || call.purpose != LMSD_PURPOSE_SAMPLE;
+        denoise(x, call.sigma, denoised);
     };
     auto observe = [&](const lmsd::Step<T> &step) {
         wrong |= step.index != steps++ || step.nfe != 7 || step.x.size != 30 || calls != steps;
@@ -112,7 +117,7 @@ template <class T> void test_sample() {
     CHECK(worst > 0.1); // at 1 or -1, give or take
 
     auto in_place = x_t;
-    lmsd::sample(s, in_place.data(), shape, in_place.data(), denoise<T>);
+    lmsd::sample(s, in_place.data(), shape, in_place.data(), predict<T>);
     CHECK(in_place == out);
 
     lmsd::Sampler<T> sampler(s, x_t, shape);
@@ -135,9 +140,9 @@ template <class T> void test_sample() {
     // Exceptions: out of the model, out of the observer, at any node; and then all is as it was.
     for (std::size_t at = 0; at < 7; at++) {
         std::size_t node = 0;
-        auto bad_model = [&](lmsd::Span<const T> x, double sigma, lmsd::Span<T> denoised) {
+        auto bad_model = [&](lmsd::Span<const T> x, const lmsd_call &call, lmsd::Span<T> denoised) {
             if (node++ == at) throw Thrown{static_cast<int>(at)};
-            denoise(x, sigma, denoised);
+            denoise(x, call.sigma, denoised);
         };
         THROWS(static_cast<int>(at), lmsd::sample(s, x_t, shape, bad_model));
         CHECK(node == at + 1);
@@ -146,14 +151,14 @@ template <class T> void test_sample() {
         };
         auto kept = x_t;
         THROWS(100 + static_cast<int>(at),
-               lmsd::sample(s, kept.data(), shape, kept.data(), denoise<T>, bad_observe));
+               lmsd::sample(s, kept.data(), shape, kept.data(), predict<T>, bad_observe));
         CHECK(kept == x_t);
     }
-    CHECK(lmsd::sample(s, x_t, shape, denoise<T>) == out);
-    auto nan = [](lmsd::Span<const T>, double, lmsd::Span<T> denoised) { denoised[0] = static_cast<T>(NAN); };
+    CHECK(lmsd::sample(s, x_t, shape, predict<T>) == out);
+    auto nan = [](lmsd::Span<const T>, const lmsd_call &, lmsd::Span<T> denoised) { denoised[0] = static_cast<T>(NAN); };
     REFUSED(NON_FINITE, "node 0", lmsd::sample(s, x_t, shape, nan));
-    REFUSED(INVALID_TENSOR, "30 elements", lmsd::sample(s, x_t, {30, 2}, denoise<T>));
-    REFUSED(INVALID_TENSOR, "0 dimensions", lmsd::sample(s, std::vector<T>(1), {}, denoise<T>));
+    REFUSED(INVALID_TENSOR, "30 elements", lmsd::sample(s, x_t, {30, 2}, predict<T>));
+    REFUSED(INVALID_TENSOR, "0 dimensions", lmsd::sample(s, std::vector<T>(1), {}, predict<T>));
 }
 
 void test_distill() {
@@ -166,9 +171,9 @@ void test_distill() {
         auto x = noise<double>(x_t.size, 10, static_cast<unsigned>(batch * 2654435761u));
         std::copy(x.begin(), x.end(), x_t.begin());
     };
-    problem.model = [&](lmsd::Span<const double> x, double sigma, lmsd::Span<double> denoised) {
+    problem.model = [&](lmsd::Span<const double> x, const lmsd_call &call, lmsd::Span<double> denoised) {
         calls++;
-        denoise(x, sigma, denoised);
+        denoise(x, call.sigma, denoised);
     };
     problem.progress = [&](const lmsd_progress &p) {
         told = p.calls;
@@ -189,9 +194,9 @@ void test_distill() {
     for (std::uint64_t at : {std::uint64_t{0}, all / 2, all - 100}) {
         auto bad = problem;
         std::uint64_t n = 0;
-        bad.model = [&](lmsd::Span<const double> x, double sigma, lmsd::Span<double> denoised) {
+        bad.model = [&](lmsd::Span<const double> x, const lmsd_call &call, lmsd::Span<double> denoised) {
             if (n++ >= at) throw Thrown{1};
-            denoise(x, sigma, denoised);
+            denoise(x, call.sigma, denoised);
         };
         THROWS(1, lmsd::distill(options, bad));
         CHECK(n == at + 1);
@@ -227,8 +232,8 @@ void test_distill() {
 extern "C" std::uint32_t lmsd_abi_version(void) { return LMSD_ABI_VERSION + 1; }
 
 int main() {
-    REFUSED(MISMATCH, "ABI version 2", lmsd::Schedule::solve());
-    REFUSED(MISMATCH, "ABI version 2", lmsd::distill("{}", lmsd::Problem<float>{}));
+    REFUSED(MISMATCH, "ABI version 3", lmsd::Schedule::solve());
+    REFUSED(MISMATCH, "ABI version 3", lmsd::distill("{}", lmsd::Problem<float>{}));
 #else
 int main() {
     const char *base = std::getenv("TMPDIR");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lmsd::distill::{Config, Distilled, Phase, Problem, Progress, WeightSums, compare, distill};
 use lmsd::schedule::{Process, Schedule};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
-use lmsd::{Error, Result, Status};
+use lmsd::{Call, Error, Purpose, Result, Status};
 
 const DIMENSIONS: usize = 8;
 const BATCH: usize = 4;
@@ -98,6 +98,9 @@ struct Mixture<'a> {
     stop_at: Option<u64>,
     fail_at: Option<u64>,
     reports: RefCell<Vec<Progress>>,
+    asked: RefCell<Vec<Call>>,
+    /// x_T of odd batches is of another shape.
+    reshapes: bool,
     team: Option<(usize, &'a Team)>,
 }
 
@@ -105,8 +108,18 @@ impl Mixture<'_> {
     fn new(process: Process) -> Self {
         let mut noise = Noise(7);
         let means = (0..12).map(|_| std::array::from_fn(|_| noise.normal())).collect();
-        let (calls, reports) = (Cell::new(0), RefCell::default());
-        Self { means, process, calls, stop_at: None, fail_at: None, reports, team: None }
+        let (calls, reports, asked) = (Cell::new(0), RefCell::default(), RefCell::default());
+        Self {
+            means,
+            process,
+            calls,
+            stop_at: None,
+            fail_at: None,
+            reports,
+            asked,
+            reshapes: false,
+            team: None,
+        }
     }
 
     fn denoised(&self, x: &[f64], sigma: f64) -> Vec<f64> {
@@ -145,16 +158,21 @@ impl Problem<CpuTensor> for Mixture<'_> {
         let mut noise = Noise(batch.wrapping_mul(0x1234_5678_9abc_def1) ^ 99);
         let start = if self.process == Process::Ve { 80.0 } else { 1.0 };
         let x: Vec<f64> = (0..BATCH * DIMENSIONS).map(|_| start * noise.normal()).collect();
+        if self.reshapes && batch % 2 == 1 {
+            *x_t = CpuTensor::zeros(Dtype::F64, &[BATCH as i64, 1, DIMENSIONS as i64])?;
+        }
         write(x_t, &x);
         Ok(())
     }
 
-    fn denoise(&mut self, x: &CpuTensor, sigma: f64, denoised: &mut CpuTensor) -> Result<()> {
+    fn denoise(&mut self, x: &CpuTensor, call: &Call, denoised: &mut CpuTensor) -> Result<()> {
         self.calls.set(self.calls.get() + 1);
+        self.asked.borrow_mut().push(*call);
+        assert_eq!(x.shape(), denoised.shape());
         if self.fail_at == Some(self.calls.get()) {
             return Err(Error::new(Status::Stopped, "the model gave up"));
         }
-        let all: Vec<f64> = values(x).chunks(DIMENSIONS).flat_map(|x| self.denoised(x, sigma)).collect();
+        let all: Vec<f64> = values(x).chunks(DIMENSIONS).flat_map(|x| self.denoised(x, call.sigma)).collect();
         write(denoised, &all);
         Ok(())
     }
@@ -487,6 +505,59 @@ fn options_out_of_range_are_refused_by_name() {
     }
 }
 
+#[test]
+fn a_model_hears_what_each_call_is_for() {
+    let config = Config { nfe: 3, trajectories: 32, held_out: 16, ..Config::default() };
+    let mut mixture = Mixture::new(Process::Ve);
+    let found = distill(&Cpu, &config, &like(), &mut mixture).unwrap();
+    let asked = mixture.asked.take();
+    let told: Vec<Phase> =
+        mixture.reports.take().iter().map(|p| p.phase).filter(|p| *p != Phase::Plan).collect();
+    assert_eq!((asked.len(), told.len()), (mixture.calls.get() as usize, mixture.calls.get() as usize));
+    let count = |purpose| asked.iter().filter(|call| call.purpose == purpose).count() as u64;
+    assert_eq!(count(Purpose::Check), 7);
+    assert_eq!(count(Purpose::Teacher), found.teacher_calls);
+    assert_eq!(count(Purpose::Check) + count(Purpose::Ranking) + count(Purpose::Fit), found.model_calls);
+    assert!(count(Purpose::Ranking) >= found.ranking_calls && count(Purpose::Fit) > found.ranking_calls);
+    for (call, phase) in asked.iter().zip(&told) {
+        let phases: &[Phase] = match call.purpose {
+            Purpose::Check | Purpose::Teacher => &[Phase::Teacher],
+            Purpose::Ranking => &[Phase::Rank],
+            Purpose::Fit => &[Phase::Fit, Phase::Grow],
+            other => panic!("{other:?}"),
+        };
+        assert!(phases.contains(phase), "{call:?} in {phase:?}");
+        match call.purpose {
+            Purpose::Check => assert_eq!((call.node, call.nfe), (0, 0)),
+            Purpose::Teacher => assert!(call.node < call.nfe && call.nfe >= 6),
+            _ => assert!(call.node < 3 && call.nfe == 3),
+        }
+    }
+    // Nodes of one run follow one another.
+    for pair in asked.windows(2).filter(|pair| pair[1].node > 0 && pair[0].nfe == pair[1].nfe) {
+        assert!(pair[1].node == pair[0].node + 1 || pair[1].purpose == Purpose::Fit, "{pair:?}");
+    }
+
+    let schedules: Vec<&Schedule> = found.schedules().collect();
+    compare(&Cpu, &config, &like(), &mut mixture, &schedules).unwrap();
+    let asked = mixture.asked.take();
+    assert!(asked.iter().all(|c| [Purpose::Teacher, Purpose::Compare].contains(&c.purpose)));
+    let nodes: Vec<usize> = asked.iter().filter(|c| c.purpose == Purpose::Compare).map(|c| c.node).collect();
+    assert_eq!(nodes, [0, 1, 2].repeat(16 / BATCH));
+    assert!(mixture.reports.take().iter().all(|p| [Phase::Teacher, Phase::Compare].contains(&p.phase)));
+}
+
+#[test]
+fn batches_of_one_run_may_differ_in_shape() {
+    let config = Config { nfe: 3, trajectories: 32, held_out: 16, ..Config::default() };
+    let mut one = Mixture::new(Process::Ve);
+    let mut other = Mixture { reshapes: true, ..Mixture::new(Process::Ve) };
+    let same = distill(&Cpu, &config, &like(), &mut one).unwrap();
+    let found = distill(&Cpu, &config, &like(), &mut other).unwrap();
+    let tables = |of: &Distilled| of.schedules().map(|s| s.nodes().to_vec()).collect::<Vec<_>>();
+    assert_eq!(tables(&found), tables(&same));
+}
+
 /// A host that does something wrong.
 struct Wrong<'a> {
     mixture: Mixture<'a>,
@@ -514,8 +585,9 @@ impl Problem<CpuTensor> for Wrong<'_> {
         }
     }
 
-    fn denoise(&mut self, x: &CpuTensor, sigma: f64, denoised: &mut CpuTensor) -> Result<()> {
-        self.mixture.denoise(x, sigma, denoised)?;
+    fn denoise(&mut self, x: &CpuTensor, call: &Call, denoised: &mut CpuTensor) -> Result<()> {
+        let sigma = call.sigma;
+        self.mixture.denoise(x, call, denoised)?;
         self.asked += 1;
         let is_old = match self.what {
             "every second" => self.asked.is_multiple_of(2),

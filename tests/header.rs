@@ -4,8 +4,9 @@ use std::path::Path;
 use std::{env, fs};
 
 /// In the order in which the header has them.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "error",
+    "call",
     "tensor/descriptor",
     "host",
     "ffi/library",

@@ -9,7 +9,7 @@ use lmsd::solver::{Spec, solve};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype, LmsdTensor, Tensors};
 use lmsd::torch::Torch;
 use lmsd::torch::tch::{Cuda, Device, Kind, TchError, Tensor};
-use lmsd::{Error, Result, Status};
+use lmsd::{Call, Error, Purpose, Result, Status};
 
 const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16];
 
@@ -328,8 +328,8 @@ impl Problem<Tensor> for Mixture {
         Ok(())
     }
 
-    fn denoise(&mut self, x: &Tensor, sigma: f64, denoised: &mut Tensor) -> Result<()> {
-        Ok(denoised.f_copy_(&self.denoised(x, sigma)?)?)
+    fn denoise(&mut self, x: &Tensor, call: &Call, denoised: &mut Tensor) -> Result<()> {
+        Ok(denoised.f_copy_(&self.denoised(x, call.sigma)?)?)
     }
 }
 
@@ -339,9 +339,9 @@ impl Problem<CpuTensor> for Mixture {
         Ok(())
     }
 
-    fn denoise(&mut self, x: &CpuTensor, sigma: f64, denoised: &mut CpuTensor) -> Result<()> {
+    fn denoise(&mut self, x: &CpuTensor, call: &Call, denoised: &mut CpuTensor) -> Result<()> {
         let x = view(x).to_device(self.device);
-        Ok(view(denoised).f_copy_(&self.denoised(&x, sigma)?)?)
+        Ok(view(denoised).f_copy_(&self.denoised(&x, call.sigma)?)?)
     }
 }
 
@@ -391,6 +391,10 @@ fn tensors_side_by_side_are_combined_as_any_others() {
     }
 }
 
+fn at(sigma: f64) -> Call {
+    Call { node: 0, nfe: 0, sigma, purpose: Purpose::Sample }
+}
+
 #[test]
 fn sampling_ends_where_the_built_in_backend_does() {
     for (device, dtype) in devices().into_iter().flat_map(|d| [(d, Dtype::F32), (d, Dtype::F64)]) {
@@ -399,10 +403,11 @@ fn sampling_ends_where_the_built_in_backend_does() {
         mixture.start(0, &mut view(&x_t));
         for solver in ["euler", "dpmpp_2m", "unipc_bh2_3"] {
             let schedule = solve(&Spec { solver: solver.into(), nfe: 10, ..Spec::default() }).unwrap();
-            let want = sample(Cpu, &schedule, &x_t, |x, sigma, d| mixture.denoise(x, sigma, d)).unwrap();
+            let want = sample(Cpu, &schedule, &x_t, |x, sigma, d| mixture.denoise(x, &at(sigma), d)).unwrap();
             let start = copy_to(device, &x_t);
             let torch = Torch::like(&start).unwrap();
-            let got = sample(torch, &schedule, &start, |x, sigma, d| mixture.denoise(x, sigma, d)).unwrap();
+            let got =
+                sample(torch, &schedule, &start, |x, sigma, d| mixture.denoise(x, &at(sigma), d)).unwrap();
             assert_eq!(values(&start), x_t.to_f64(), "x_T is only read");
             // A device sums in another order, and states of 80 are rounded to 4e-6.
             let scale = if device != Device::Cpu && dtype == Dtype::F32 { 80.0 } else { 1.0 };

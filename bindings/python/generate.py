@@ -81,7 +81,8 @@ Distills schedules for `model`, by forward calls only.
 batch number `batch` current: it returns its x_T (noise level `sigma_max`) and sets whatever the model depends
 on, such as labels or prompts. The same number must always give the same batch; fitted batches count from 0,
 held-out ones from 2**20. `like` is a tensor of the shape, dtype and device of a batch; its contents are not
-read. Batches of 4 to 16 trajectories make the cheapest fits.
+read; a batch may have another shape, with as many trajectories. Batches of 4 to 16 trajectories make the
+cheapest fits.
 
 `progress`: True for a tqdm bar, False for silence, or a function that is told after every model call a dict
 with phase ("teacher", "rank", "fit", "grow"), nfe, calls, calls_expected, distance, handcrafted (held-out

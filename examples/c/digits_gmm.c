@@ -53,10 +53,10 @@ static void denoise(const struct mixture *m, const float *x, double sigma, float
     for (int i = 0; i < N; i++) denoised[i] = (float)(mean[i] + own / all * (x[i] - mean[i]));
 }
 
-static int model(void *user_data, const void *x, double sigma, void *denoised) {
+static int model(void *user_data, const lmsd_call *call, const void *x, void *denoised) {
     const float *in = ((const lmsd_tensor *)x)->data;
     float *out = ((lmsd_tensor *)denoised)->data;
-    for (int b = 0; b < BATCH; b++) denoise(user_data, in + b * N, sigma, out + b * N);
+    for (int b = 0; b < BATCH; b++) denoise(user_data, in + b * N, call->sigma, out + b * N);
     return 0;
 }
 
@@ -82,9 +82,11 @@ static int begin(void *user_data, uint64_t batch, void *x_t) {
 }
 
 static int progress(void *user_data, const lmsd_progress *p) {
-    static const char *const phases[] = {"teacher", "ranking", "fitting", "growing", "planned"};
+    static const char *const phases[] = {[LMSD_PHASE_TEACHER] = "teacher", [LMSD_PHASE_RANK] = "ranking",
+                                         [LMSD_PHASE_FIT] = "fitting",     [LMSD_PHASE_GROW] = "growing",
+                                         [LMSD_PHASE_PLAN] = "planned",    [LMSD_PHASE_COMPARE] = "comparing"};
     (void)user_data;
-    fprintf(stderr, "\r%s, NFE %zu, call %llu of %llu, %.0f s left", phases[p->phase <= 4 ? p->phase : 4], p->nfe,
+    fprintf(stderr, "\r%s, NFE %zu, call %llu of %llu, %.0f s left", phases[p->phase], p->nfe,
             (unsigned long long)p->calls, (unsigned long long)p->calls_expected, p->seconds_left);
     if (isfinite(p->distance)) {
         fprintf(stderr, ", distance %.4f (handcrafted %.4f)", p->distance, p->handcrafted);

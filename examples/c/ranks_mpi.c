@@ -34,10 +34,10 @@ static int begin(void *calls, uint64_t batch, void *x_t) {
     return 0;
 }
 
-static int model(void *calls, const void *x, double sigma, void *denoised) {
+static int model(void *calls, const lmsd_call *call, const void *x, void *denoised) {
     const double *in = ((const lmsd_tensor *)x)->data;
     double *out = ((const lmsd_tensor *)denoised)->data;
-    double variance = 0.01 + sigma * sigma;
+    double variance = 0.01 + call->sigma * call->sigma;
     ++*(long *)calls;
     for (int i = 0; i < SIZE; i++) {
         double mean = tanh(in[i] / variance); /* of -1 and 1, by their likelihoods */

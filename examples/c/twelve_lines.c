@@ -3,11 +3,12 @@
 #include <stdio.h>
 
 /* The exact prediction of x0 where x0 is 1, with a standard deviation of 0.5. */
-static int model(void *user_data, const void *x, double sigma, void *denoised) {
+static int model(void *user_data, const lmsd_call *call, const void *x, void *denoised) {
     const float *in = ((const lmsd_tensor *)x)->data;
     float *out = ((lmsd_tensor *)denoised)->data;
+    double variance = call->sigma * call->sigma;
     (void)user_data;
-    for (int i = 0; i < 4; i++) out[i] = (float)((0.25 * in[i] + sigma * sigma) / (0.25 + sigma * sigma));
+    for (int i = 0; i < 4; i++) out[i] = (float)((0.25 * in[i] + variance) / (0.25 + variance));
     return 0;
 }
 

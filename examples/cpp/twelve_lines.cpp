@@ -5,8 +5,8 @@
 int main() {
     auto schedule = lmsd::Schedule::solve(R"({"solver": "dpmpp_2m", "nfe": 8})");
     // The exact prediction of x0 where x0 is 1, with a standard deviation of 0.5.
-    auto model = [](lmsd::Span<const float> x, double sigma, lmsd::Span<float> denoised) {
-        double variance = sigma * sigma;
+    auto model = [](lmsd::Span<const float> x, const lmsd_call &call, lmsd::Span<float> denoised) {
+        double variance = call.sigma * call.sigma;
         for (std::size_t i = 0; i < x.size; i++)
             denoised[i] = float((0.25 * x[i] + variance) / (0.25 + variance));
     };

@@ -51,12 +51,12 @@ struct Model {
     }
 
     // An exception must not cross the library: it is kept, and thrown again after the call.
-    static int call(void *user_data, const void *x, double sigma, void *denoised) {
+    static int call(void *user_data, const lmsd_call *at, const void *x, void *denoised) {
         auto &self = *static_cast<Model *>(user_data);
         try {
             at::NoGradGuard no_grad;
             self.calls++;
-            view(denoised, self.options).copy_(self.denoise(view(x, self.options), sigma));
+            view(denoised, self.options).copy_(self.denoise(view(x, self.options), at->sigma));
             return 0;
         } catch (...) {
             self.error = std::current_exception();

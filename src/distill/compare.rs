@@ -25,7 +25,7 @@ pub fn compare<B: Tensors>(
         let batches = range(TEST_BATCHES, eval.batches_of(config.held_out));
         let own: usize = schedules.iter().map(|s| s.nfe()).sum();
         eval.account.progress.calls_expected = (batches.len() * (teacher.nfe() + own)) as u64;
-        eval.account.progress.phase = Phase::Rank;
+        eval.account.progress.phase = Phase::Compare;
         eval.distances(&teacher, &batches, schedules, false)
     })
 }

@@ -9,7 +9,7 @@ use super::account::{Account, Caller};
 use super::journal::{Journal, Key, Kind};
 use super::measure::{self, Rows, with_schedule};
 use super::ranks::{Ranks, Stop};
-use super::{Config, Phase, Problem};
+use super::{Call, Config, Phase, Problem, Purpose};
 use crate::error::{Error, Result, Status};
 use crate::sample::Sampler;
 use crate::schedule::Schedule;
@@ -76,17 +76,27 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
     }
 
     /// One model call, with the budget and the host's wish to stop looked after.
-    pub fn call(&mut self, by: Caller, x: &B::Tensor, sigma: f64, denoised: &mut B::Tensor) -> Result<()> {
+    pub fn call(&mut self, by: Caller, x: &B::Tensor, call: &Call, denoised: &mut B::Tensor) -> Result<()> {
         if let Some(why) = self.account.limit() {
             return self.stop(why);
         }
         self.account.calling();
         let clock = Instant::now();
-        self.problem.denoise(x, sigma, denoised)?;
+        self.problem.denoise(x, &Call { purpose: self.purpose(by), ..*call }, denoised)?;
         self.account.called(by);
         let go_on = self.problem.progress(&self.account.progress);
         self.account.callback_seconds += clock.elapsed().as_secs_f64();
         if go_on { Ok(()) } else { self.stop(Stop::Cancelled) }
+    }
+
+    fn purpose(&self, by: Caller) -> Purpose {
+        match (by, self.account.progress.phase) {
+            (Caller::Teacher, _) => Purpose::Teacher,
+            (Caller::Student, Phase::Teacher | Phase::Plan) => Purpose::Check,
+            (Caller::Student, Phase::Rank) => Purpose::Ranking,
+            (Caller::Student, Phase::Fit | Phase::Grow) => Purpose::Fit,
+            (Caller::Student, Phase::Compare) => Purpose::Compare,
+        }
     }
 
     /// Tells the host where things are, without a call.
@@ -105,7 +115,7 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
     /// The end point of a run on the current batch.
     pub fn finish(&mut self, by: Caller, run: Sampler<&B>) -> Result<B::Tensor> {
         let mut run = run.unchecked();
-        run.run(&mut |x, sigma, denoised| self.call(by, x, sigma, denoised), &mut |_| Ok(()))?;
+        run.run(&mut |x, call, denoised| self.call(by, x, call, denoised), &mut |_| Ok(()))?;
         Ok(run.into_state())
     }
 
@@ -115,7 +125,7 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         let again = self.account.again;
         self.account.again |= self.lost.remove(&index);
         let mut run = Sampler::new(self.tensors, Cow::Borrowed(teacher), x_t)?;
-        run.run(&mut |x, sigma, denoised| self.call(Caller::Teacher, x, sigma, denoised), &mut |_| Ok(()))
+        run.run(&mut |x, call, denoised| self.call(Caller::Teacher, x, call, denoised), &mut |_| Ok(()))
             .map_err(|e| Error::new(e.status, format!("the teacher on batch {index}: {}", e.message)))?;
         self.account.again = again;
         self.account.progress.phase = phase;

@@ -107,7 +107,7 @@ impl<T> Run<T> {
         // Side by side, as they are combined; in the order of their use.
         let mut slots = tensors.alloc_many(&x_t, schedule.nfe())?.into_iter();
         let mut run = Sampler::new(tensors, Cow::Borrowed(schedule), &x_t)?.unchecked();
-        run.run(&mut |x, sigma, denoised| eval.call(Caller::Student, x, sigma, denoised), &mut |step| {
+        run.run(&mut |x, call, denoised| eval.call(Caller::Student, x, call, denoised), &mut |step| {
             states.push(tensors.copy(step.x)?);
             let mut kept = slots.next().expect("a slot for each node");
             tensors.lincomb(&mut kept, &[(1.0, step.denoised)])?;

@@ -42,12 +42,11 @@ mod starts;
 mod teacher;
 mod unknowns;
 
+pub use crate::call::{Call, Phase, Purpose};
 pub use compare::compare;
 pub use config::{Config, WeightSums};
 pub use report::{Distilled, Fitted, Trace};
 pub use run::distill;
-
-use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
@@ -55,23 +54,6 @@ use crate::error::Result;
 pub const HELD_OUT_BATCHES: u64 = 1 << 20;
 /// Batches with these indices and above are for [`compare()`]: never seen by a distillation.
 pub const TEST_BATCHES: u64 = 1 << 21;
-
-/// What a distillation is doing.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Finding the teacher's end points.
-    Teacher = 0,
-    /// Ranking the handcrafted solvers.
-    Rank = 1,
-    /// Fitting.
-    Fit = 2,
-    /// Looking for the place of a new node.
-    Grow = 3,
-    /// The plan is made: reported once, before the long part.
-    Plan = 4,
-}
 
 /// How far a distillation is. Reported after every model call, and once with the plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,11 +84,12 @@ pub struct Progress {
 /// The host's side of a distillation: noise and model. All calls come on the caller's thread.
 pub trait Problem<T> {
     /// Makes batch `batch` current: writes its x_T (noise level `sigma_max`) and sets whatever the
-    /// model depends on (prompts, labels). The same index must always give the same batch.
+    /// model depends on (prompts, labels). The same index must always give the same batch. x_T may be of another
+    /// shape than `like`, with as many trajectories; all else on this batch then is, too.
     fn begin(&mut self, batch: u64, x_t: &mut T) -> Result<()>;
 
-    /// Writes the model's prediction of x0 at `x`, noise level `sigma`, for the current batch.
-    fn denoise(&mut self, x: &T, sigma: f64, denoised: &mut T) -> Result<()>;
+    /// Writes the model's prediction of x0 at `x`, noise level `call.sigma`, for the current batch.
+    fn denoise(&mut self, x: &T, call: &Call, denoised: &mut T) -> Result<()>;
 
     /// Hears how far things are; false ends the run, which then keeps the best so far.
     fn progress(&mut self, _progress: &Progress) -> bool {

@@ -99,7 +99,7 @@ pub fn record<B: Tensors>(eval: &mut Evaluator<B>, batches: &[u64]) -> Result<Re
             let goal = eval.teacher_end(&fine, index, &x_t)?;
             let mut predictions = Vec::with_capacity(COARSE);
             let mut run = Sampler::new(tensors, Cow::Borrowed(&coarse), &x_t)?;
-            run.run(&mut |x, sigma, denoised| eval.call(Caller::Teacher, x, sigma, denoised), &mut |step| {
+            run.run(&mut |x, call, denoised| eval.call(Caller::Teacher, x, call, denoised), &mut |step| {
                 predictions.push(tensors.copy(step.denoised)?);
                 Ok(())
             })?;

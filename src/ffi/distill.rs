@@ -36,8 +36,8 @@ pub unsafe extern "C" fn lmsd_distill(
         let config = Config::from_json(options.read("options")?)?;
         let backend = host.backend()?;
         // SAFETY: NULL or a `lmsd_problem` by the promise above.
-        let mut problem = unsafe { HostProblem::new(problem) }?;
-        let like = problem.like(&backend)?;
+        let mut problem = unsafe { HostProblem::new(problem, backend) }?;
+        let like = problem.like()?;
         let out = given(out, "out")?;
         let distilled = distill::distill(&backend, &config, &like, &mut problem)?;
         out.write(Box::new(LmsdDistilled(distilled)));
@@ -122,8 +122,8 @@ pub unsafe extern "C" fn lmsd_compare(
         let config = Config::from_json(options.read("options")?)?;
         let backend = host.backend()?;
         // SAFETY: NULL or a `lmsd_problem` by the promise above.
-        let mut problem = unsafe { HostProblem::new(problem) }?;
-        let like = problem.like(&backend)?;
+        let mut problem = unsafe { HostProblem::new(problem, backend) }?;
+        let like = problem.like()?;
         // SAFETY: `count` entries by the promise above.
         let schedules = unsafe { slice(schedules, count, "schedules") }?;
         let schedules: Result<Vec<&Schedule>> =

@@ -7,7 +7,7 @@ use super::guard::{guard_or, last_error};
 use super::pointers::free_text;
 
 /// Version of this ABI. A binding compares it with `lmsd_abi_version()` when it loads the library.
-pub const LMSD_ABI_VERSION: u32 = 1;
+pub const LMSD_ABI_VERSION: u32 = 2;
 
 /// The ABI version of the loaded library; equal to `LMSD_ABI_VERSION` of the header it goes with.
 #[unsafe(no_mangle)]

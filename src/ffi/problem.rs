@@ -2,7 +2,8 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::sample::{LmsdModel, model_returned};
+use super::sample::{LmsdModel, call_model};
+use crate::call::{Call, Phase};
 use crate::distill::{Problem, Progress};
 use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle, null, reason};
@@ -13,9 +14,8 @@ use crate::{growing, sized};
 pub struct LmsdProgress {
     /// `sizeof(lmsd_progress)` of the library.
     pub struct_size: usize,
-    /// 0 teacher, 1 ranking the published solvers, 2 fitting, 3 growing by a node, 4 the plan is made: told
-    /// once, before the long part, with the calls and seconds that it will take.
-    pub phase: i32,
+    /// What is being done.
+    pub phase: Phase,
     /// NFE of the schedule in work.
     pub nfe: usize,
     /// Batch calls of the model so far, the teacher's among them.
@@ -45,11 +45,15 @@ pub struct LmsdProblem {
     pub struct_size: usize,
     /// Handed to every function.
     pub user_data: *mut c_void,
-    /// A tensor of the shape, dtype and device of one batch; its contents are not read.
+    /// A tensor of the shape, dtype and device of one batch. It must have memory; its contents are not read.
     pub like: *const c_void,
     /// Makes batch `batch` current: writes its x_T (noise level `sigma_max`) and sets whatever the
     /// model depends on (prompts, labels). The same index always gives the same batch. Fitted
     /// batches count from 0, held-out ones from 2^20, those of `lmsd_compare` from 2^21.
+    ///
+    /// `x_t` comes from the host's `alloc` with `like`. Where the host's own tensors can change their shape,
+    /// `begin` may give `x_t` another one for each batch, with as many trajectories; all other tensors of that
+    /// batch are then made by `alloc` with it or with what came of it.
     pub begin: Option<unsafe extern "C" fn(user_data: *mut c_void, batch: u64, x_t: *mut c_void) -> c_int>,
     /// The model, for the current batch.
     pub model: LmsdModel,
@@ -83,12 +87,15 @@ growing!(
 );
 
 /// The functions of a [`LmsdProblem`] that was looked through.
-pub(super) struct HostProblem(LmsdProblem);
+pub(super) struct HostProblem {
+    raw: LmsdProblem,
+    backend: Backend,
+}
 
 impl HostProblem {
     /// # Safety
     /// `problem` is NULL or valid.
-    pub(super) unsafe fn new(problem: *const LmsdProblem) -> Result<HostProblem> {
+    pub(super) unsafe fn new(problem: *const LmsdProblem, backend: Backend) -> Result<HostProblem> {
         // SAFETY: the caller's promise.
         let problem = unsafe { sized::read(problem, "problem") }?;
         if problem.ranks > 1 && problem.sum.is_none() {
@@ -102,21 +109,21 @@ impl HostProblem {
                 return Err(null(&format!("problem->{name}")));
             }
         }
-        Ok(HostProblem(problem))
+        Ok(HostProblem { raw: problem, backend })
     }
 
     /// The tensor that gives the shape of a batch.
-    pub(super) fn like(&self, backend: &Backend) -> Result<Handle> {
+    pub(super) fn like(&self) -> Result<Handle> {
         // SAFETY: NULL or a tensor of the host that goes with this problem, as `lmsd_problem` says.
-        unsafe { backend.borrow(self.0.like, "problem->like") }
+        unsafe { self.backend.borrow(self.raw.like, "problem->like") }
     }
 
-    fn said(&self, code: c_int, what: impl Fn() -> String) -> Result<()> {
+    fn said(&self, code: c_int, what: impl FnOnce() -> String) -> Result<()> {
         if code == 0 {
             return Ok(());
         }
         // SAFETY: `error` is NULL or as `lmsd_problem` says, and gets its own user data.
-        let reason = unsafe { reason(self.0.error, self.0.user_data) };
+        let reason = unsafe { reason(self.raw.error, self.raw.user_data) };
         let (status, text) = reason.unwrap_or((Status::Stopped, String::new()));
         let colon = if text.is_empty() { "" } else { ": " };
         Err(Error::new(status, format!("{}{colon}{text}", what())))
@@ -125,24 +132,30 @@ impl HostProblem {
 
 impl Problem<Handle> for HostProblem {
     fn begin(&mut self, batch: u64, x_t: &mut Handle) -> Result<()> {
-        let begin = self.0.begin.expect("checked by HostProblem::new");
+        let begin = self.raw.begin.expect("checked by HostProblem::new");
         // SAFETY: a `begin` as `lmsd_problem` says gets its own user data and a tensor of its host.
-        let code = unsafe { begin(self.0.user_data, batch, x_t.pointer()) };
-        self.said(code, || format!("the begin callback returned {code} at batch {batch}"))
+        let code = unsafe { begin(self.raw.user_data, batch, x_t.pointer()) };
+        self.said(code, || format!("the begin callback returned {code} at batch {batch}"))?;
+        let (wanted, found) = (self.backend.trajectories(&self.like()?), self.backend.trajectories(x_t));
+        if found == wanted {
+            return Ok(());
+        }
+        Err(Error::tensor(format!(
+            "x_T of batch {batch} has {found} trajectories; those of all batches have as many as problem->like, {wanted}"
+        )))
     }
 
-    fn denoise(&mut self, x: &Handle, sigma: f64, denoised: &mut Handle) -> Result<()> {
-        let model = self.0.model.expect("checked by HostProblem::new");
-        // SAFETY: a `lmsd_model` gets its own user data and two tensors of its host.
-        let code = unsafe { model(self.0.user_data, x.pointer(), sigma, denoised.pointer()) };
-        self.said(code, || model_returned(code, sigma))
+    fn denoise(&mut self, x: &Handle, call: &Call, denoised: &mut Handle) -> Result<()> {
+        let refused = |code, said| self.said(code, || said);
+        // SAFETY: the model and user data of `lmsd_problem`, tensors of the host that goes with it.
+        unsafe { call_model(self.raw.model, self.raw.user_data, call, x, denoised, refused) }
     }
 
     fn progress(&mut self, p: &Progress) -> bool {
-        let Some(progress) = self.0.progress else { return true };
+        let Some(progress) = self.raw.progress else { return true };
         let told = LmsdProgress {
             struct_size: size_of::<LmsdProgress>(),
-            phase: p.phase as i32,
+            phase: p.phase,
             nfe: p.nfe,
             calls: p.calls,
             calls_expected: p.calls_expected,
@@ -153,19 +166,19 @@ impl Problem<Handle> for HostProblem {
             gain_expected: p.gain_expected,
         };
         // SAFETY: a `progress` as `lmsd_problem` says gets its own user data and a struct that stays during the call.
-        unsafe { progress(self.0.user_data, &told) == 0 }
+        unsafe { progress(self.raw.user_data, &told) == 0 }
     }
 
     fn ranks(&self) -> (usize, usize) {
-        (self.0.rank, self.0.ranks.max(1))
+        (self.raw.rank, self.raw.ranks.max(1))
     }
 
     fn sum(&mut self, values: &mut [f64]) -> Result<()> {
-        let Some(sum) = self.0.sum else { return Ok(()) };
+        let Some(sum) = self.raw.sum else { return Ok(()) };
         // SAFETY: a `sum` as `lmsd_problem` says gets its own user data and room for as many values as it is told.
-        let code = unsafe { sum(self.0.user_data, values.len(), values.as_mut_ptr()) };
+        let code = unsafe { sum(self.raw.user_data, values.len(), values.as_mut_ptr()) };
         self.said(code, || {
-            format!("the sum callback of rank {} returned {code}; is a rank lost?", self.0.rank)
+            format!("the sum callback of rank {} returned {code}; is a rank lost?", self.raw.rank)
         })
     }
 }

@@ -7,20 +7,36 @@ use std::mem::MaybeUninit;
 use super::guard::{guard, guard_or};
 use super::pointers::{Host, Input, Output, given};
 use super::schedule::LmsdSchedule;
-use crate::error::{Error, Status};
+use crate::call::{Call, Purpose};
+use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle};
 use crate::sample::{Sampler, Step};
 use crate::tensor::Tensors;
 
-/// The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `sigma`,
+/// A call of the model.
+#[repr(C)]
+pub struct LmsdCall {
+    /// `sizeof(lmsd_call)` of the library.
+    pub struct_size: usize,
+    /// Node of the schedule in work, from 0.
+    pub node: usize,
+    /// Number of nodes of that schedule.
+    pub nfe: usize,
+    /// Noise level of `x`, as the model is to be told it: the node's sigma times its scale.
+    pub sigma: f64,
+    /// What the call is for.
+    pub purpose: Purpose,
+}
+
+/// The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `call->sigma`,
 /// guidance included. Runs on the calling thread, keeps no pointer; returns 0, or anything else to
 /// stop the call with `LMSD_STATUS_STOPPED`. The built-in backend's tensors are compact with
 /// `byte_offset` 0; the model fills `denoised`'s memory and leaves the descriptor as it is.
 pub type LmsdModel = Option<
     unsafe extern "C" fn(
         user_data: *mut c_void,
+        call: *const LmsdCall,
         x: *const c_void,
-        sigma: f64,
         denoised: *mut c_void,
     ) -> c_int,
 >;
@@ -48,8 +64,26 @@ pub struct LmsdStep {
 /// `LMSD_STATUS_STOPPED`.
 pub type LmsdObserver = Option<unsafe extern "C" fn(user_data: *mut c_void, step: *const LmsdStep) -> c_int>;
 
-pub(super) fn model_returned(code: c_int, sigma: f64) -> String {
-    format!("the model callback returned {code} at sigma {sigma}")
+/// Calls the model. `refused` makes the error of what it returns, if that is not 0.
+///
+/// # Safety
+/// `model` is as `lmsd_model` says, `user_data` its own, the tensors of its host.
+pub(super) unsafe fn call_model(
+    model: LmsdModel,
+    user_data: *mut c_void,
+    call: &Call,
+    x: &Handle,
+    denoised: &mut Handle,
+    refused: impl FnOnce(c_int, String) -> Result<()>,
+) -> Result<()> {
+    let model = given(model, "model")?;
+    let Call { node, nfe, sigma, purpose } = *call;
+    let call = LmsdCall { struct_size: size_of::<LmsdCall>(), node, nfe, sigma, purpose };
+    // SAFETY: the caller's promise; `call` stays during the call.
+    match unsafe { model(user_data, &call, x.pointer(), denoised.pointer()) } {
+        0 => Ok(()),
+        code => refused(code, format!("the model callback returned {code} at sigma {sigma}")),
+    }
 }
 
 /// Runs `schedule` from `x_t` (noise level `lmsd_schedule_sigma_start`) and writes the end point
@@ -74,15 +108,13 @@ pub unsafe extern "C" fn lmsd_sample(
         let x_t = x_t.borrow(&backend, "x_t")?;
         let mut out = out.borrow(&backend, "out")?;
         backend.check_output(&out, &x_t)?;
-        let model = given(model, "model")?;
+        given(model, "model")?;
         let mut sampler = Sampler::new(backend, Cow::Borrowed(schedule), &x_t)?;
         sampler.run(
-            &mut |x, sigma, denoised| {
-                // SAFETY: the caller's model, called as `lmsd_model` says; tensors and `user_data` are its own.
-                match unsafe { model(user_data, x.pointer(), sigma, denoised.pointer()) } {
-                    0 => Ok(()),
-                    code => Err(Error::new(Status::Stopped, model_returned(code, sigma))),
-                }
+            &mut |x, call, denoised| {
+                let stopped = |_, said| Err(Error::new(Status::Stopped, said));
+                // SAFETY: the promise above; `x` and `denoised` are of `host`.
+                unsafe { call_model(model, user_data, call, x, denoised, stopped) }
             },
             &mut |step: &Step<Handle>| {
                 let Some(observer) = observer else { return Ok(()) };

@@ -12,7 +12,7 @@ from lmsd import _abi, _hosts
 
 @pytest.fixture(scope="module")
 def tensors_of():
-    found = _hosts.torch_tensors(torch.__version__)
+    found = _hosts.torch_table(torch.__version__)
     assert found, "make torch-library"
     return found
 
@@ -69,7 +69,8 @@ def test_the_tensors_of_a_run_lie_side_by_side(tensors_of):
     out, places = torch.empty_like(x), []
 
     @_abi.MODEL
-    def model(_user_data, state, sigma, denoised):
+    def model(_user_data, call, state, denoised):
+        sigma = call.contents.sigma
         places.extend(_abi.Tensor.from_address(tensor).data for tensor in (state, denoised))
         factor, state = (c_double * 1)(1 / (1 + sigma**2)), (c_void_p * 1)(state)
         return _abi.lib.lmsd_lincomb(tensors_of, 1, factor, state, denoised)
@@ -92,7 +93,8 @@ def test_memory_does_not_grow(tensors_of):
     start, end = describe(x), describe(out)
 
     @_abi.MODEL
-    def model(_user_data, state, sigma, denoised):
+    def model(_user_data, call, state, denoised):
+        sigma = call.contents.sigma
         factor, state = (c_double * 1)(1 / (1 + sigma**2)), (c_void_p * 1)(state)
         return _abi.lib.lmsd_lincomb(tensors_of, 1, factor, state, denoised)
 

@@ -112,10 +112,38 @@ def test_options_out_of_range_are_refused(options, words, mixture):
 
 
 def test_x_t_must_fit(mixture):
-    with pytest.raises(
-        lmsd.Error, match=r"begin returned a tensor of shape \[1, 2, 3\]; it must be \[32, 2, 3\]"
-    ):
-        lmsd.distill(mixture.model, lambda batch: np.zeros((1, 2, 3)), mixture.like, progress=False)
+    for shape in ((1, 2, 3), (32, 0, 3), ()):
+        with pytest.raises(
+            lmsd.Error, match=r"begin returned a tensor of shape \[.*; it must be \[32, ...\]"
+        ):
+            lmsd.distill(
+                mixture.model, lambda batch, shape=shape: np.zeros(shape), mixture.like, progress=False
+            )
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_batches_may_differ_in_shape(kind, mixture):
+    """Numbers and results are those of batches of one shape."""
+    seen = set()
+
+    def begin(batch):
+        return kind(mixture.begin(batch).reshape((-1, 6) if batch % 2 else (-1, 2, 3)))
+
+    def model(x, sigma):
+        seen.add(tuple(x.shape))
+        return mixture.model(x.reshape(-1, 2, 3), sigma).reshape(x.shape)
+
+    options = {"nfe": 3, "trajectories": 64, "held_out": 64, "sigma_max": 80, "progress": False}
+    same = lmsd.distill(
+        mixture.model, lambda batch: kind(mixture.begin(batch)), kind(mixture.like), **options
+    )
+    found = lmsd.distill(model, begin, kind(mixture.like), **options)
+    assert len(seen) == 2
+    assert found.schedules[3].to_dict()["nodes"] == same.schedules[3].to_dict()["nodes"]
+    with pytest.raises(lmsd.Error, match="the model returned a tensor of shape"):
+        lmsd.distill(
+            lambda x, sigma: mixture.model(x.reshape(-1, 2, 3), sigma), begin, mixture.like, progress=False
+        )
 
 
 def level_one(mixture):

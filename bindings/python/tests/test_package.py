@@ -37,8 +37,8 @@ def test_a_file_that_is_no_library_is_refused(tmp_path):
 
 
 def test_another_abi_version_is_refused():
-    code, text = python("import sys, lmsd._abi as a; a.ABI_VERSION = 2; a.load()")
-    assert code == 1 and "has ABI version 1, this Python package needs 2" in last_line(text)
+    code, text = python("import sys, lmsd._abi as a; a.ABI_VERSION = 3; a.load()")
+    assert code == 1 and "has ABI version 2, this Python package needs 3" in last_line(text)
 
 
 def test_torch_and_matplotlib_are_loaded_only_when_needed():
@@ -74,8 +74,11 @@ def test_every_function_of_the_header_has_the_right_number_of_arguments():
         "lmsd_schedule_sigma_end",
         "lmsd_schedule_node",  # read from the schedule's text instead
     }
-    for name, value in _abi.Status.__members__.items():
-        assert f"LMSD_STATUS_{name} = {value.value}," in header
+    for kind in (_abi.Status, _abi.Purpose, _abi.Phase):
+        listed = re.findall(rf"\bLMSD_{kind.__name__.upper()}_(\w+) = (\d+),", header)
+        assert {name: value.value for name, value in kind.__members__.items()} == {
+            name: int(value) for name, value in listed
+        }
 
 
 def test_pictures(tmp_path):

@@ -110,22 +110,25 @@ def test_gram_matrices_of_torch_are_made_in_blocks(monkeypatch):
 def test_the_built_in_backend_gives_the_same_bits(mixture):
     """lmsd_sample with no host at all, on the memory of numpy arrays."""
     schedule, x = SCHEDULES[1], mixture.begin(0)
-    host, out = host_for(x), np.empty_like(x)
+    host, out, seen = host_for(x), np.empty_like(x), []
 
     def view(tensor):
         data = ctypes.cast(tensor, ctypes.POINTER(_abi.Tensor)).contents.data
         return np.ctypeslib.as_array(ctypes.cast(data, ctypes.POINTER(ctypes.c_double)), shape=x.shape)
 
     @_abi.MODEL
-    def model(_user_data, state, sigma, denoised):
-        view(denoised)[...] = mixture.model(view(state), sigma)
+    def model(_user_data, call, state, denoised):
+        call = call.contents
+        view(denoised)[...] = mixture.model(view(state), call.sigma)
+        seen.append((call.node, call.nfe, call.purpose, call.struct_size))
         return 0
 
-    x_t, end = host.descriptor(x), host.descriptor(out)
+    x_t, end = (host.operations.descriptor(array) for array in (x, out))
     tensors = ctypes.addressof(x_t), ctypes.addressof(end)
     observer = _abi.OBSERVER()
     _abi.check(_abi.lib.lmsd_sample(schedule._handle, None, tensors[0], model, observer, None, tensors[1]))
     assert (out == lmsd.sample(schedule, x, mixture.model)).all()
+    assert seen == [(n, 7, _abi.Purpose.SAMPLE, ctypes.sizeof(_abi.Call)) for n in range(7)]
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])

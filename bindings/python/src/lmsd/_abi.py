@@ -10,7 +10,7 @@ from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_int, c_size_t, c_ui
 from enum import IntEnum
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FILE_NAME = {"win32": "lmsd.dll", "darwin": "liblmsd.dylib"}.get(sys.platform, "liblmsd.so")
 
 
@@ -28,6 +28,28 @@ class Status(IntEnum):
     WRONG_STATE = 8
     OUT_OF_MEMORY = 9
     INTERNAL = 10
+
+
+class Purpose(IntEnum):
+    """`lmsd_purpose`: what a call of the model is for."""
+
+    SAMPLE = 0
+    TEACHER = 1
+    RANKING = 2
+    FIT = 3
+    COMPARE = 4
+    CHECK = 5
+
+
+class Phase(IntEnum):
+    """`lmsd_phase`: what a distillation or a comparison is doing."""
+
+    TEACHER = 0
+    RANK = 1
+    FIT = 2
+    GROW = 3
+    PLAN = 4
+    COMPARE = 5
 
 
 class Error(Exception):
@@ -95,6 +117,18 @@ class Host(Sized):
     ]
 
 
+class Call(Sized):
+    """`lmsd_call`"""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("node", c_size_t),
+        ("nfe", c_size_t),
+        ("sigma", c_double),
+        ("purpose", ctypes.c_int32),
+    ]
+
+
 class Step(Sized):
     """`lmsd_step`"""
 
@@ -126,7 +160,7 @@ class Progress(Sized):
     ]
 
 
-MODEL = CFUNCTYPE(c_int, c_void_p, c_void_p, c_double, c_void_p)
+MODEL = CFUNCTYPE(c_int, c_void_p, POINTER(Call), c_void_p, c_void_p)
 OBSERVER = CFUNCTYPE(c_int, c_void_p, POINTER(Step))
 
 

@@ -28,7 +28,6 @@ from ._hosts import Call, Host, host_for, no_grad
 
 # What `progress` is told.
 Progress = dict[str, Any]
-PHASES = ("teacher", "rank", "fit", "grow", "plan")
 
 
 def _json(options: Mapping) -> bytes:
@@ -230,8 +229,9 @@ class Schedule:
 
 
 def _model(host: Host, model: Callable):
-    def callback(x, sigma, denoised):
-        host.bind(denoised, model(host.tensors[x], sigma), "the model returned")
+    def callback(call, x, denoised):
+        x = host.tensors[x]
+        host.bind(denoised, model(x, call.contents.sigma), "the model returned", x.shape)
 
     return callback
 
@@ -314,9 +314,9 @@ class Sampler:
         Refuses a prediction that is not finite, and a step after the last; the sampler then stays at its
         node.
         """
-        denoised = self._host.own(denoised, "denoised is")
+        denoised = self._host.own(denoised, "denoised is", self._host.like.shape)
         if x is not None:
-            with self._borrowed(self._host.own(x, "x is")) as key:
+            with self._borrowed(self._host.own(x, "x is", self._host.like.shape)) as key:
                 self._call.check(lib.lmsd_sampler_set_state(self._handle, key))
         with self._borrowed(denoised) as key:
             self._call.check(lib.lmsd_sampler_step(self._handle, key))
@@ -413,7 +413,7 @@ def _problem(model, begin, like, progress, ranks=None):
 
     def on_progress(told):
         told = {name: getattr(told.contents, name) for name, _ in _abi.Progress._fields_[1:]}
-        return progress({**told, "phase": PHASES[told["phase"]]})
+        return progress({**told, "phase": _abi.Phase(told["phase"]).name.lower()})
 
     def on_sum(count, values):
         ranks.sum(np.ctypeslib.as_array(values, (count,)))

@@ -6,6 +6,7 @@ numpy arrays are combined by the library's own kernels; torch tensors by the lib
 very torch where there is a library of them (`lmsd_torch_host`), else by torch, on whatever device they are.
 """
 
+import abc
 import contextlib
 import ctypes
 import functools
@@ -124,8 +125,11 @@ class Call:
             del error  # its traceback holds this frame
 
 
-class Host:
-    """Tensors of one shape, dtype and device; `like` is the first of them, contiguous."""
+class Host(abc.ABC):
+    """The tensors of one call: of one dtype and device; `like` is the first of them, contiguous.
+
+    Tensors that are combined have one shape; other batches of a distillation may have another.
+    """
 
     def __init__(self, like, dtype: str):
         self.like = like
@@ -139,30 +143,54 @@ class Host:
                 Status.INVALID_TENSOR,
             )
 
+    @abc.abstractmethod
+    def own(self, tensor, what: str, shape=None):
+        """A tensor of the caller's as this host has them; `what` as "the model returned".
+
+        Raises Error where it is not of `shape` (None: see `fits`) or not of the kind and device of `like`.
+        """
+
+    @abc.abstractmethod
+    def combine(self, factors: list[float], terms: list):
+        """A new tensor, the sum of the terms times their factors. A term with factor 0 counts as absent."""
+
+    @abc.abstractmethod
+    def inner_products(self, columns: list, out) -> None:
+        """Writes <columns[i][b], columns[j][b]> for each trajectory b to `out[b, i, j]`, of float64."""
+
     def add(self, tensor=None) -> int:
         """A new key; without a tensor as yet, if none is given."""
         key = next(self.keys)
         self.tensors[key] = tensor
         return key
 
-    def bind(self, key: int, tensor, what: str) -> None:
-        """Binds a copy that is the host's own of a tensor of the caller's; `what` as "the model returned"."""
-        self.tensors[key] = self.own(tensor, what)
+    def bind(self, key: int, tensor, what: str, shape=None) -> None:
+        """Binds a tensor of the caller's, made this host's `own`."""
+        self.tensors[key] = self.own(tensor, what, shape)
 
-    def fits(self, tensor, what: str) -> None:
-        if tensor.shape != self.like.shape:
+    def fits(self, tensor, what: str, shape) -> None:
+        """Raises Error where a tensor is not of `shape`; where that is None, not of a batch's."""
+        given = list(tensor.shape)
+        if shape is not None and given != list(shape):
+            raise Error(f"{what} a tensor of shape {given}; it must be {list(shape)}", Status.INVALID_TENSOR)
+        trajectories = self.like.shape[0]
+        if shape is None and (given[:1] != [trajectories] or 0 in given):
             raise Error(
-                f"{what} a tensor of shape {list(tensor.shape)}; it must be {list(self.like.shape)}",
+                f"{what} a tensor of shape {given}; it must be [{trajectories}, ...], as many as `like` has",
                 Status.INVALID_TENSOR,
             )
+
+    def shape(self, key: int):
+        """That of a tensor; that of `like` where it was not written yet."""
+        tensor = self.tensors[key]
+        return (self.like if tensor is None else tensor).shape
 
     def struct(self, call: Call) -> _abi.Host:
         """`lmsd_host`; it refers to this object and to `call`, neither of them to it."""
         functions = {name: call.inner(getattr(self, name)) for name in ("alloc", "lincomb", "gram")}
         functions["release"] = call.inner(self.release)
-        functions["batch"] = lambda _user_data, _tensor, batch=self.like.shape[0]: batch
-        size = math.prod(self.like.shape)
-        functions["elements"] = lambda _user_data, _tensor: size
+        functions["batch"] = lambda _user_data, key: self.shape(key)[0]
+        functions["elements"] = lambda _user_data, key: math.prod(self.shape(key))
         types = dict(_abi.Host._fields_)
         return _abi.Host(**{name: types[name](function) for name, function in functions.items()})
 
@@ -179,19 +207,23 @@ class Host:
         self.inner_products([self.tensors[column] for column in columns[:count]], out)
 
 
-class Described(Host):
-    """Tensors whose memory the library works on by itself, as `lmsd_tensor` describes it."""
+class LibraryOperations:
+    """The library's own operations, on the memory of contiguous tensors.
 
-    tensors_of = None  # the lmsd_host of their kind; None: the built-in one
+    `table`: the `lmsd_host` of their kind; None: that of the built-in tensors. `address` and `empty_like` are
+    functions of a tensor.
+    """
 
-    def describe_like(self, device: _abi.Device, dtype: str):
-        """Sets what the descriptors of all tensors here have in common."""
+    def __init__(self, table, device: _abi.Device, dtype: str, address, empty_like):
+        self.table = table
         self.device = device
         self.dtype = _abi.Dtype(*DTYPES[dtype], 1)
-        self.shape = (ctypes.c_int64 * self.like.ndim)(*self.like.shape)
+        self.address = address
+        self.empty_like = empty_like
 
     def descriptor(self, tensor) -> _abi.Tensor:
-        return _abi.Tensor(self.address(tensor), self.device, tensor.ndim, self.dtype, self.shape, None, 0)
+        shape = (ctypes.c_int64 * tensor.ndim)(*tensor.shape)
+        return _abi.Tensor(self.address(tensor), self.device, tensor.ndim, self.dtype, shape, None, 0)
 
     def pointers(self, tensors):
         descriptors = [self.descriptor(tensor) for tensor in tensors]
@@ -199,38 +231,40 @@ class Described(Host):
         return descriptors, pointers  # the former must outlive the latter
 
     def combine(self, factors, terms):
-        out = self.empty()
+        out = self.empty_like(terms[0])
         _keep, pointers = self.pointers(terms)
-        factors, out_described = (c_double * len(terms))(*factors), self.descriptor(out)
-        _abi.check(lib.lmsd_lincomb(self.tensors_of, len(terms), factors, pointers, byref(out_described)))
+        factors, described = (c_double * len(terms))(*factors), self.descriptor(out)
+        _abi.check(lib.lmsd_lincomb(self.table, len(terms), factors, pointers, byref(described)))
         return out
 
     def inner_products(self, columns, out):
         _keep, pointers = self.pointers(columns)
-        length = self.like.shape[0] * len(columns) ** 2
-        _abi.check(lib.lmsd_gram(self.tensors_of, len(columns), pointers, length, out))
+        length = columns[0].shape[0] * len(columns) ** 2
+        _abi.check(lib.lmsd_gram(self.table, len(columns), pointers, length, out))
 
 
-class Numpy(Described):
-    """numpy arrays, through the library's own kernels on their memory."""
+class Numpy(Host):
+    """numpy arrays, through the library's own operations."""
 
     def __init__(self, like):
         like = np.asarray(like)
         super().__init__(like, like.dtype.name)
         self.like = np.ascontiguousarray(like, like.dtype.newbyteorder("="))
-        self.describe_like(_abi.Device(1, 0), like.dtype.name)
+        self.operations = LibraryOperations(
+            None, _abi.Device(1, 0), like.dtype.name, lambda array: array.ctypes.data, np.empty_like
+        )
 
-    def own(self, array, what):
+    def own(self, tensor, what, shape=None):
         """A copy, since a numpy model often writes to the same array again."""
-        array = np.asarray(array)
-        self.fits(array, what)
+        array = np.asarray(tensor)
+        self.fits(array, what, shape)
         return np.array(array, dtype=self.like.dtype, order="C")
 
-    def empty(self):
-        return np.empty_like(self.like)
+    def combine(self, factors, terms):
+        return self.operations.combine(factors, terms)
 
-    def address(self, array) -> int:
-        return array.ctypes.data
+    def inner_products(self, columns, out):
+        self.operations.inner_products(columns, out)
 
 
 class Torch(Host):
@@ -242,11 +276,11 @@ class Torch(Host):
         self.sum_dtype = torch.promote_types(like.dtype, torch.float32)
         self.gram_dtype = torch.float32 if like.device.type == "mps" else torch.float64  # MPS has no float64
 
-    def own(self, tensor, what):
+    def own(self, tensor, what, shape=None):
         """The tensor itself, not a copy."""
         if not isinstance(tensor, self.torch.Tensor):
             raise Error(f"{what} {type(tensor).__name__}; it must be a torch tensor", Status.INVALID_TENSOR)
-        self.fits(tensor, what)
+        self.fits(tensor, what, shape)
         if tensor.device != self.like.device:
             raise Error(
                 f"{what} a tensor on {tensor.device}; it must be on {self.like.device}",
@@ -255,10 +289,10 @@ class Torch(Host):
         return tensor.detach().to(self.like.dtype).contiguous()
 
     def combine(self, factors, terms):
-        terms = [(factor, term) for factor, term in zip(factors, terms, strict=True) if factor != 0]
-        if not terms:
-            return self.torch.zeros_like(self.like)
-        (factor, first), *others = terms
+        counted = [(factor, term) for factor, term in zip(factors, terms, strict=True) if factor != 0]
+        if not counted:
+            return self.torch.zeros_like(terms[0])
+        (factor, first), *others = counted
         half = first.dtype != self.sum_dtype
         total = first.to(self.sum_dtype).mul_(factor) if half else first.mul(factor)
         for factor, term in others:
@@ -266,7 +300,7 @@ class Torch(Host):
         return total.to(self.like.dtype)
 
     def inner_products(self, columns, out):
-        torch, batch, count = self.torch, self.like.shape[0], len(columns)
+        torch, batch, count = self.torch, columns[0].shape[0], len(columns)
         columns = [column.reshape(batch, -1) for column in columns]
         length = columns[0].shape[1]
         block = max(1, GRAM_BYTES // (8 * batch * count))
@@ -280,24 +314,29 @@ class Torch(Host):
         ctypes.memmove(out, total.data_ptr(), 8 * total.numel())
 
 
-class TorchDescribed(Described, Torch):
-    """torch tensors, through the library's operations for that very torch."""
+class TorchByLibrary(Torch):
+    """torch tensors, through the library's operations for that very torch, whose `lmsd_host` is `table`."""
 
-    def __init__(self, like, torch, tensors_of):
-        Torch.__init__(self, like, torch)
-        self.tensors_of = tensors_of
+    def __init__(self, like, torch, table):
+        super().__init__(like, torch)
         kind = 1 if like.device.type == "cpu" else 10 if torch.version.hip else 2
-        self.describe_like(_abi.Device(kind, like.device.index or 0), str(like.dtype).removeprefix("torch."))
+        self.operations = LibraryOperations(
+            table,
+            _abi.Device(kind, like.device.index or 0),
+            str(like.dtype).removeprefix("torch."),
+            torch.Tensor.data_ptr,
+            torch.empty_like,
+        )
 
-    def empty(self):
-        return self.torch.empty_like(self.like)
+    def combine(self, factors, terms):
+        return self.operations.combine(factors, terms)
 
-    def address(self, tensor) -> int:
-        return tensor.data_ptr()
+    def inner_products(self, columns, out):
+        self.operations.inner_products(columns, out)
 
 
 @functools.cache
-def torch_tensors(version: str):
+def torch_table(version: str):
     """`lmsd_host` of the library's operations for torch of this version, or None; the log says which.
 
     The library of them is the one that `LMSD_TORCH_LIBRARY` names (empty: none), or that of the package
@@ -332,8 +371,8 @@ def host_for(x) -> Host:
     if not is_torch(x):
         return Numpy(x)
     torch = sys.modules["torch"]
-    tensors_of = torch_tensors(str(torch.__version__)) if x.device.type in ("cpu", "cuda") else None
-    return TorchDescribed(x, torch, tensors_of) if tensors_of else Torch(x, torch)
+    table = torch_table(str(torch.__version__)) if x.device.type in ("cpu", "cuda") else None
+    return TorchByLibrary(x, torch, table) if table else Torch(x, torch)
 
 
 def no_grad(host: Host):
