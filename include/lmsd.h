@@ -385,7 +385,7 @@ typedef struct lmsd_step {
 typedef int (*lmsd_observer)(void *user_data, const struct lmsd_step *step);
 
 /**
- * How far a distillation is.
+ * How far a distillation is. Told after every model call, and once with the plan.
  */
 typedef struct lmsd_progress {
   /**
@@ -401,7 +401,8 @@ typedef struct lmsd_progress {
    */
   size_t nfe;
   /**
-   * Batch calls of the model so far, the teacher's among them.
+   * Batch calls of the model so far, the teacher's among them; with several ranks an estimate for
+   * all of them together.
    */
   uint64_t calls;
   /**

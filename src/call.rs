@@ -1,6 +1,9 @@
-//! One call of the model: where in which schedule it stands and what it is for. Knows nothing else.
+//! What a host is told: of each call of its model, and how far a distillation is. These structs cross the C ABI
+//! as they are.
 
 use serde::{Deserialize, Serialize};
+
+use crate::schedule::Schedule;
 
 /// What a call of the model is for.
 #[repr(i32)]
@@ -41,14 +44,58 @@ pub enum Phase {
 }
 
 /// A call of the model.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Call {
+    /// `sizeof(lmsd_call)` of the library.
+    pub struct_size: usize,
     /// Node of the schedule in work, from 0.
     pub node: usize,
     /// Number of nodes of that schedule.
     pub nfe: usize,
-    /// Noise level that the model is told.
+    /// Noise level of `x`, as the model is to be told it: the node's sigma times its scale.
     pub sigma: f64,
-    /// What it is for.
+    /// What the call is for.
     pub purpose: Purpose,
+}
+
+impl Call {
+    /// The call at node `node` of a schedule, to sample with it.
+    pub fn at(schedule: &Schedule, node: usize) -> Self {
+        Self { node, nfe: schedule.nfe(), ..Self::alone(schedule.model_sigma(node), Purpose::Sample) }
+    }
+
+    /// A call that belongs to no schedule.
+    pub fn alone(sigma: f64, purpose: Purpose) -> Self {
+        Self { struct_size: size_of::<Self>(), node: 0, nfe: 0, sigma, purpose }
+    }
+}
+
+/// How far a distillation is. Told after every model call, and once with the plan.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// `sizeof(lmsd_progress)` of the library.
+    pub struct_size: usize,
+    /// What is being done.
+    pub phase: Phase,
+    /// NFE of the schedule in work.
+    pub nfe: usize,
+    /// Batch calls of the model so far, the teacher's among them; with several ranks an estimate for
+    /// all of them together.
+    pub calls: u64,
+    /// How many there will be: until the plan is made those before it, then by the plan.
+    pub calls_expected: u64,
+    /// Best held-out distance at this NFE so far; infinite before the first.
+    pub distance: f64,
+    /// Held-out distance of the best of the strongest published field at this NFE; infinite before it is
+    /// known.
+    pub handcrafted: f64,
+    /// Estimated seconds to the end.
+    pub seconds_left: f64,
+    /// Trajectories in a batch: so many image-calls is one call.
+    pub batch: usize,
+    /// With the plan: how many times nearer to the teacher than the best of the strongest published field
+    /// similar runs have ended at `nfe`; infinite before.
+    pub gain_expected: f64,
 }

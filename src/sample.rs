@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::call::{Call, Purpose};
+use crate::call::Call;
 use crate::error::{Error, Result, Status};
 use crate::schedule::Schedule;
 use crate::tensor::Tensors;
@@ -186,7 +186,8 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         ))
     }
 
-    /// Runs to the end; calls are for sampling unless the model knows better. `observe` sees every step; its error stops the run.
+    /// Runs to the end; calls are for sampling unless the model knows better. `observe` sees every step; its error
+    /// stops the run.
     pub fn run(
         &mut self,
         model: &mut Model<B::Tensor>,
@@ -195,7 +196,7 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         while let Some(model_sigma) = self.model_sigma() {
             let mut denoised = self.buffer()?;
             let (node, nfe) = (self.index, self.schedule.nfe());
-            let call = Call { node, nfe, sigma: model_sigma, purpose: Purpose::Sample };
+            let call = Call::at(&self.schedule, node);
             model(&self.x, &call, &mut denoised)?;
             if self.check {
                 self.check_finite(&denoised)?;

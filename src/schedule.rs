@@ -54,6 +54,13 @@ pub struct Node {
     pub weights: Vec<f64>,
 }
 
+impl Node {
+    /// A node of time scaling factor 1.
+    pub fn new(sigma: f64, weights: Vec<f64>) -> Self {
+        Self { sigma, scale: 1.0, weights }
+    }
+}
+
 fn one() -> f64 {
     1.0
 }

@@ -44,7 +44,10 @@ fn counts_are_as_documented() {
         (flow(), 5, 34, 465),
         (flow(), 8, 36, 432),
     ] {
-        let counts = [Field::Published, Field::Strongest].map(|field| rivals(&levels, nfe, field, &[]).len());
+        // Of the solvers of the first version; the list may have grown since.
+        let first = |schedule: &&Schedule| solvers()[..25].iter().any(|s| s.name == words(schedule).0);
+        let counts = [Field::Published, Field::Strongest]
+            .map(|field| rivals(&levels, nfe, field, &[]).iter().filter(first).count());
         println!("{:?} to {} at {nfe} NFE: {counts:?}", levels.process, levels.sigma_end);
         assert_eq!(counts, [published, strongest]);
     }

@@ -49,7 +49,7 @@ fn vector(values: &[f64]) -> CpuTensor {
 
 /// Sigma 8 to 4, where the first node is, to 1, to 0.
 fn two_nodes() -> Schedule {
-    let node = |sigma, scale, weights: &[f64]| Node { sigma, scale, weights: weights.to_vec() };
+    let node = |sigma, scale, weights: &[f64]| Node { scale, ..Node::new(sigma, weights.to_vec()) };
     let nodes = vec![node(4.0, 1.0, &[1.0]), node(1.0, 0.5, &[2.0, -1.0])];
     Schedule::new(Process::Ve, 8.0, 0.0, nodes).unwrap()
 }

@@ -5,7 +5,7 @@ use lmsd::{Error, Status};
 use proptest::prelude::*;
 
 fn two_nodes() -> Schedule {
-    let node = |sigma, weights: &[f64]| Node { sigma, scale: 1.0, weights: weights.to_vec() };
+    let node = |sigma, weights: &[f64]| Node::new(sigma, weights.to_vec());
     Schedule::new(Process::Ve, 80.0, 0.0, vec![node(20.0, &[1.0]), node(1.0, &[1.5, -0.5])]).unwrap()
 }
 
@@ -108,7 +108,7 @@ proptest! {
         let mut sigma = 80.0;
         let nodes: Vec<Node> = steps.iter().enumerate().map(|(n, (ratio, scale))| {
             sigma *= ratio;
-            Node { sigma, scale: *scale, weights: weights[..=n].to_vec() }
+            Node { scale: *scale, ..Node::new(sigma, weights[..=n].to_vec()) }
         }).collect();
         let mut schedule = Schedule::new(Process::Ve, 80.0, sigma / 3.0, nodes).unwrap();
         schedule.name = Some(name);
@@ -122,7 +122,7 @@ proptest! {
 /// A part of a schedule: a node moved to the start, and the rows completed.
 #[test]
 fn a_part_starts_where_the_state_is() {
-    let node = |sigma, weights: &[f64]| Node { sigma, scale: 1.1, weights: weights.to_vec() };
+    let node = |sigma, weights: &[f64]| Node { scale: 1.1, ..Node::new(sigma, weights.to_vec()) };
     let nodes = vec![
         node(20.0, &[0.9]),
         node(4.0, &[1.5, -0.4]),

@@ -51,6 +51,7 @@ impl Account {
             again: false,
             callback_seconds: 0.0,
             progress: Progress {
+                struct_size: size_of::<Progress>(),
                 phase: Phase::Teacher,
                 nfe: config.nfe_from(),
                 calls: 0,

@@ -70,7 +70,7 @@ impl<B: Tensors> Evaluator<'_, B> {
         for at in ORDER {
             let mut denoised = self.tensors.alloc(&x_t)?;
             let (sigma, state) = &asked[at];
-            let call = Call { node: 0, nfe: 0, sigma: *sigma, purpose: Purpose::Check };
+            let call = Call::alone(*sigma, Purpose::Check);
             self.call(Caller::Student, state, &call, &mut denoised)?;
             found[at].push(denoised);
         }

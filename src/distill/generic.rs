@@ -89,7 +89,7 @@ impl Table {
             if config.weight_sums == WeightSums::Affine {
                 weights[0] = 1.0 - weights[1..].iter().sum::<f64>();
             }
-            nodes.push(Node { sigma, scale: model_sigma / sigma, weights });
+            nodes.push(Node { scale: model_sigma / sigma, ..Node::new(sigma, weights) });
             before = state;
         }
         let mut schedule = Schedule::new(config.process, top, end, nodes).ok()?;

@@ -42,7 +42,7 @@ mod starts;
 mod teacher;
 mod unknowns;
 
-pub use crate::call::{Call, Phase, Purpose};
+pub use crate::call::{Call, Phase, Progress, Purpose};
 pub use compare::compare;
 pub use config::{Config, WeightSums};
 pub use report::{Distilled, Fitted, Trace};
@@ -54,32 +54,6 @@ use crate::error::Result;
 pub const HELD_OUT_BATCHES: u64 = 1 << 20;
 /// Batches with these indices and above are for [`compare()`]: never seen by a distillation.
 pub const TEST_BATCHES: u64 = 1 << 21;
-
-/// How far a distillation is. Reported after every model call, and once with the plan.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
-    /// What the run is at.
-    pub phase: Phase,
-    /// NFE of the schedule in work.
-    pub nfe: usize,
-    /// Batch calls of the model so far, the teacher's among them; with several ranks an estimate for
-    /// all of them together.
-    pub calls: u64,
-    /// How many there will be: until the plan is made those before it, then by the plan.
-    pub calls_expected: u64,
-    /// Best held-out distance at this NFE so far; infinite before the first.
-    pub distance: f64,
-    /// Held-out distance of the best of the strongest published field at this NFE; infinite before it is
-    /// known.
-    pub handcrafted: f64,
-    /// Estimated seconds to the end.
-    pub seconds_left: f64,
-    /// Trajectories in a batch: so many image-calls is one call.
-    pub batch: usize,
-    /// With the plan: how many times nearer to the teacher than the best of the strongest published field
-    /// similar runs have ended at `nfe`; infinite before.
-    pub gain_expected: f64,
-}
 
 /// The host's side of a distillation: noise and model. All calls come on the caller's thread.
 pub trait Problem<T> {

@@ -255,7 +255,7 @@ pub fn inserted(config: &Config, schedule: &Schedule, gap: usize) -> Result<Opti
         }
     }
     let scale = (scale * sigma).clamp(config.sigma_min, config.sigma_max) / sigma;
-    nodes.insert(gap, Node { sigma, scale, weights });
+    nodes.insert(gap, Node { scale, ..Node::new(sigma, weights) });
     let grown = rebuilt(schedule, nodes)?;
     Ok(Some(if config.order.is_some() { padded(config, &grown)? } else { grown }))
 }

@@ -3,38 +3,11 @@
 use std::ffi::{c_char, c_int, c_void};
 
 use super::sample::{LmsdModel, call_model};
-use crate::call::{Call, Phase};
+use crate::call::Call;
 use crate::distill::{Problem, Progress};
 use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle, null, reason};
 use crate::{growing, sized};
-
-/// How far a distillation is.
-#[repr(C)]
-pub struct LmsdProgress {
-    /// `sizeof(lmsd_progress)` of the library.
-    pub struct_size: usize,
-    /// What is being done.
-    pub phase: Phase,
-    /// NFE of the schedule in work.
-    pub nfe: usize,
-    /// Batch calls of the model so far, the teacher's among them.
-    pub calls: u64,
-    /// How many there will be: until the plan is made those before it, then by the plan.
-    pub calls_expected: u64,
-    /// Best held-out distance at this NFE so far; infinite before the first.
-    pub distance: f64,
-    /// Held-out distance of the best of the strongest published field at this NFE; infinite before it is
-    /// known.
-    pub handcrafted: f64,
-    /// Estimated seconds to the end.
-    pub seconds_left: f64,
-    /// Trajectories in a batch: so many image-calls is one call.
-    pub batch: usize,
-    /// With the plan: how many times nearer to the teacher than the best of the strongest published field
-    /// similar runs have ended at `nfe`; infinite before.
-    pub gain_expected: f64,
-}
 
 /// The host's side of a distillation. Functions get `user_data` first, run on the calling thread,
 /// keep no pointer after they return, and return 0 or, to stop, anything else.
@@ -59,8 +32,7 @@ pub struct LmsdProblem {
     pub model: LmsdModel,
     /// Hears how far things are after every model call; nonzero ends the run, which then keeps
     /// the best so far and succeeds. May be NULL.
-    pub progress:
-        Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const LmsdProgress) -> c_int>,
+    pub progress: Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const Progress) -> c_int>,
     /// Which of `ranks` processes this one is, from 0, where several share a distillation. Each rank
     /// calls the model for every `ranks`-th batch only; all need the same options, model and batches,
     /// and get the same schedules, those of one rank that has all batches.
@@ -153,20 +125,8 @@ impl Problem<Handle> for HostProblem {
 
     fn progress(&mut self, p: &Progress) -> bool {
         let Some(progress) = self.raw.progress else { return true };
-        let told = LmsdProgress {
-            struct_size: size_of::<LmsdProgress>(),
-            phase: p.phase,
-            nfe: p.nfe,
-            calls: p.calls,
-            calls_expected: p.calls_expected,
-            distance: p.distance,
-            handcrafted: p.handcrafted,
-            seconds_left: p.seconds_left,
-            batch: p.batch,
-            gain_expected: p.gain_expected,
-        };
         // SAFETY: a `progress` as `lmsd_problem` says gets its own user data and a struct that stays during the call.
-        unsafe { progress(self.raw.user_data, &told) == 0 }
+        unsafe { progress(self.raw.user_data, p) == 0 }
     }
 
     fn ranks(&self) -> (usize, usize) {

@@ -7,26 +7,11 @@ use std::mem::MaybeUninit;
 use super::guard::{guard, guard_or};
 use super::pointers::{Host, Input, Output, given};
 use super::schedule::LmsdSchedule;
-use crate::call::{Call, Purpose};
+use crate::call::Call;
 use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle};
 use crate::sample::{Sampler, Step};
 use crate::tensor::Tensors;
-
-/// A call of the model.
-#[repr(C)]
-pub struct LmsdCall {
-    /// `sizeof(lmsd_call)` of the library.
-    pub struct_size: usize,
-    /// Node of the schedule in work, from 0.
-    pub node: usize,
-    /// Number of nodes of that schedule.
-    pub nfe: usize,
-    /// Noise level of `x`, as the model is to be told it: the node's sigma times its scale.
-    pub sigma: f64,
-    /// What the call is for.
-    pub purpose: Purpose,
-}
 
 /// The model: writes to `denoised` its prediction of x0 at `x`, whose noise level is `call->sigma`,
 /// guidance included. Runs on the calling thread, keeps no pointer; returns 0, or anything else to
@@ -35,7 +20,7 @@ pub struct LmsdCall {
 pub type LmsdModel = Option<
     unsafe extern "C" fn(
         user_data: *mut c_void,
-        call: *const LmsdCall,
+        call: *const Call,
         x: *const c_void,
         denoised: *mut c_void,
     ) -> c_int,
@@ -77,12 +62,10 @@ pub(super) unsafe fn call_model(
     refused: impl FnOnce(c_int, String) -> Result<()>,
 ) -> Result<()> {
     let model = given(model, "model")?;
-    let Call { node, nfe, sigma, purpose } = *call;
-    let call = LmsdCall { struct_size: size_of::<LmsdCall>(), node, nfe, sigma, purpose };
     // SAFETY: the caller's promise; `call` stays during the call.
-    match unsafe { model(user_data, &call, x.pointer(), denoised.pointer()) } {
+    match unsafe { model(user_data, call, x.pointer(), denoised.pointer()) } {
         0 => Ok(()),
-        code => refused(code, format!("the model callback returned {code} at sigma {sigma}")),
+        code => refused(code, format!("the model callback returned {code} at sigma {}", call.sigma)),
     }
 }
 

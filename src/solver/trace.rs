@@ -178,7 +178,7 @@ impl Trace {
             while weights.len() > 1 && weights[weights.len() - 1].abs() <= negligible {
                 weights.pop();
             }
-            Node { sigma: self.called[n], scale: 1.0, weights }
+            Node::new(self.called[n], weights)
         };
         Ok(self.rows.iter().enumerate().map(node).collect())
     }
