@@ -88,7 +88,9 @@ impl Solver {
     fn calls(&self, steps: usize, to_zero: bool) -> usize {
         let end = if to_zero { 0.0 } else { 0.5 };
         let sigmas = (0..steps).map(|n| (1 + steps - n) as f64).chain([end]).collect();
-        self.trace(Process::Ve, sigmas, true).map_or(0, |nodes| nodes.len())
+        let mut trace = Trace::new(Process::Ve, sigmas, true);
+        (self.run)(&mut trace);
+        trace.calls()
     }
 
     /// Model calls of one more step.

@@ -92,6 +92,11 @@ impl Trace {
         self.denoised(n)
     }
 
+    /// Model calls so far.
+    pub fn calls(&self) -> usize {
+        self.called.len()
+    }
+
     /// The prediction D_n of call n.
     pub fn denoised(&self, n: usize) -> Lin {
         Lin::unit(2 * n + 1)
