@@ -9,7 +9,6 @@ lmsd only what version 0.1.0 had.
 
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -45,7 +44,10 @@ class Dummy:
 
 def peak():
     """MiB that this process has had resident at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # not getrusage, whose peak includes that of the process that started this one
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def main():
