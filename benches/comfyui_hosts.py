@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bindings" / "pytho
 import inside
 import lmsd
 import torch
-from common import Claims, print_table, write_json
+from common import Claims, write_json
+from lmsd.cli.terminal import print_table
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDANCE, SIGMA_MIN = 3.0, 0.002
@@ -181,7 +182,7 @@ def main():
         (row for (_, _, to), row in best.items() if to == "to_host"), key=lambda row: row["to_host"]
     )
     head = ("sampler", "steps", "calls", "to host's 100", "to teacher's 100", "best scheduler")
-    print_table(head, [cells(row) for row in sorted([*shown, ours], key=lambda row: row["to_host"])])
+    print_table([head, *map(cells, sorted([*shown, ours], key=lambda row: row["to_host"]))])
     print(f"distilled with {calls} calls of 64 images, in {schedule.made_by['seconds']:.0f} s")
 
     claims = Claims()

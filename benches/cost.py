@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
 
 import lmsd
-from common import Claims, about, calls_needed, contest, field, measure, print_table, which, write_json
+from common import Claims, about, calls_needed, contest, field, measure, which, write_json
 from fit import KILLED
 from lmsd import gain
+from lmsd.cli.terminal import print_table
 from networks import NETWORKS, TEST_SEED, test_count, test_problem
 
 BATCH = 4  # trajectories in a call
@@ -326,7 +327,7 @@ def main():
     if args.memory:
         bench.memory()
     head = ["NFE", "budget", "most used", "median", "worst", "known", "/ known", "network"]
-    print_table(head, bench.table)
+    print_table([head, *bench.table])
     print("budget and most used in image-calls, all included; mean distances on test trajectories")
     print(f"{time.perf_counter() - started:.0f} s")
     write_json(args.out, {"lmsd": lmsd.__version__, **bench.results, "claims": bench.claims.results})

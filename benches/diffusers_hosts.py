@@ -26,8 +26,9 @@ import diffusers
 import lmsd
 import numpy as np
 import torch
-from common import Claims, print_table, write_json
+from common import Claims, write_json
 from digits_pipeline import betas, digits_pipeline
+from lmsd.cli.terminal import print_table
 from lmsd.diffusers import LmsdScheduler, distill
 
 GUIDANCE = 3.0
@@ -204,7 +205,8 @@ def run(count, trajectories, schedulers=tuple(SCHEDULERS), schedule=None):
             away, setting, calls = best(test, ranking, name, steps)
             rows.append([name, steps, away, calls, in_words(setting)])
     head = ["scheduler", "steps", "calls", "distance", "best option"]
-    print_table(head, [[n, str(steps), str(calls), f"{away:.4f}", t] for n, steps, away, calls, t in rows])
+    cells = [[n, str(steps), str(calls), f"{away:.4f}", t] for n, steps, away, calls, t in rows]
+    print_table([head, *cells])
     for name, why in NOT_THERE.items():
         print(f"{name} is not there: it {why}")
     print()

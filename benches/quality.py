@@ -32,11 +32,11 @@ from common import (
     end_points,
     field,
     measure,
-    print_table,
     teacher,
     which,
     write_json,
 )
+from lmsd.cli.terminal import print_table
 from problem import problem
 
 FAMILY = range(3, 11)
@@ -113,7 +113,7 @@ def show(result, count, claims):
             ]
             values = [value if isinstance(value, str) else f"{value:.4f}" for value in figures]
             cells.append([str(row["nfe"]), *values, best["which"]])
-    print_table([*head, "best solver of the field"], cells)
+    print_table([[*head, "best solver of the field"], *cells])
 
     at = f"guidance {guidance:g}, "
     own = {row["nfe"]: row["distilled"] for row in rows if "distilled" in row}

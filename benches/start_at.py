@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "digit
 
 import lmsd
 import numpy as np
-from common import TEACHER, Claims, print_table
+from common import TEACHER, Claims
 from data import split
+from lmsd.cli.terminal import print_table
 from model import SIGMA_MIN
 from problem import problem
 
@@ -60,7 +61,7 @@ def main():
             rows.append(
                 [f"{start:g}", str(nfe), str(part.nfe), f"{own:.3f}", f"{best:.3f}", f"{own / best:.2f}"]
             )
-    print_table(["start", "schedule", "calls", "its rest", "handcrafted", "ratio"], rows)
+    print_table([["start", "schedule", "calls", "its rest", "handcrafted", "ratio"], *rows])
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(f"worse than handcrafted at {sum(ratio > 1 for ratio in ratios)} of {len(ratios)}")
     claims = Claims()

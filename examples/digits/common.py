@@ -114,13 +114,6 @@ def calls_needed(best, distance):
     return float(nfes[0]) if best[nfes[0]] <= distance else None
 
 
-def print_table(head, rows):
-    """Columns of text; the last is flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)][:-1]
-    for *cells, last in [head, *rows]:
-        print("  ".join([*(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), last]))
-
-
 class Claims:
     """Figures against their bars: one line each, PASS or FAIL."""
 

@@ -33,11 +33,12 @@ from common import (
     end_points,
     field,
     measure,
-    print_table,
     teacher,
     which,
 )
-from lmsd.cli import first_interrupt, nfe_range
+from lmsd._interrupt import first_interrupt
+from lmsd.cli.terminal import note, print_table
+from lmsd.cli.values import nfe_range
 from problem import problem
 from tqdm import tqdm
 
@@ -88,7 +89,7 @@ def measure_one(guidance, seed, nfe, own, test, solvers):
 
 def measure_all(args, schedules, test, solvers, nfes, hits):
     """NFE -> Measured. An interrupt meanwhile ends it after the NFEs in work."""
-    before = len(hits)
+    before = bool(hits)
     ignore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for all
     spawn = multiprocessing.get_context("spawn")  # a fork would be without the library's threads
     with ProcessPoolExecutor(os.cpu_count(), spawn, initializer=ignore) as pool:
@@ -99,7 +100,7 @@ def measure_all(args, schedules, test, solvers, nfes, hits):
         for _ in tqdm(
             as_completed(work), total=len(work), desc="published solvers", unit="NFE", disable=None
         ):
-            if len(hits) > before:
+            if hits and not before:
                 break
         found = {nfe: task.result() for task, nfe in work.items() if not task.cancel()}
     return dict(sorted(found.items()))
@@ -153,7 +154,7 @@ def print_results(rows, goal, test):
                     best["which"],
                 ]
             )
-    print_table([*head, "best solver of the field"], cells)
+    print_table([[*head, "best solver of the field"], *cells])
 
 
 def arguments():
@@ -177,7 +178,7 @@ def main():
     started = time.perf_counter()
     digits = problem(args.guidance, MEASURED, args.seed)
     print(f"digits network, guidance {args.guidance:g}: distilling {args.nfe[0]} to {args.nfe[1]} NFE")
-    with first_interrupt() as hits:
+    with first_interrupt(note) as hits:
         try:
             distilled = distill(digits, args, hits)
         except lmsd.Error as error:

@@ -1,7 +1,11 @@
 """What is written to a terminal: tables, numbers, notes."""
 
+import re
 import sys
 from collections.abc import Sequence
+
+# a number, with whatever comes after it; or nothing
+NUMBER = re.compile(r"\s*([-+]?(\d|\.\d|inf|nan)|$)")
 
 
 def number(value: float | None) -> str:
@@ -10,11 +14,14 @@ def number(value: float | None) -> str:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of texts; the first is the head. The first column is flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    """Rows of texts; the first is the head. Columns of numbers are flush right, the others left."""
+    columns = []
+    for head, *cells in zip(*rows, strict=True):
+        width = max(map(len, [head, *cells]))
+        align = str.rjust if all(map(NUMBER.match, cells)) else str.ljust
+        columns.append([align(cell, width) for cell in [head, *cells]])
+    for row in zip(*columns, strict=True):
+        print("  ".join(row).rstrip())
 
 
 def note(text: str) -> None:
