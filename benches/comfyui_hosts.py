@@ -73,6 +73,12 @@ class Bench:
             x = self.guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
         return x, self.guider.calls
 
+    def row(self, name, scheduler, steps, own, teacher):
+        """How far a sampler of the host ends from its own converged result and from the teacher's."""
+        x, calls = self.own(name, scheduler, steps)
+        row = {"sampler": name, "steps": steps, "scheduler": scheduler, "calls": calls}
+        return row | {"to_host": distance(x, own), "to_teacher": distance(x, teacher)}
+
     def own(self, name, scheduler, steps, images=None, seed=0):
         """The same with a sampler and a scheduler of the host, as its KSampler combines them."""
         device = self.model.load_device
@@ -161,13 +167,12 @@ def main():
     print(f"the host's own result at {CONVERGED} calls: {which}; the teacher's: {TEACHER['teacher']}")
     print("apart:", ", ".join(f"{pair} {value:.4f}" for pair, value in apart.items()))
 
-    rows = []
-    for name in names:
-        for steps in (NFE, AGAINST):
-            for scheduler in schedulers:
-                x, calls = bench.own(name, scheduler, steps)
-                row = {"sampler": name, "steps": steps, "scheduler": scheduler, "calls": calls}
-                rows.append(row | {"to_host": distance(x, own), "to_teacher": distance(x, teacher)})
+    rows = [
+        bench.row(name, scheduler, steps, own, teacher)
+        for name in names
+        for steps in (NFE, AGAINST)
+        for scheduler in schedulers
+    ]
     schedule, calls = distill(bench, NFE)
     x, used = bench.ours(schedule)
     ours = {"sampler": "lmsd, distilled", "steps": NFE, "scheduler": "its own", "calls": used}

@@ -87,6 +87,38 @@ def spread(values, gap):
     return result
 
 
+def name_line(ax, name, end, place):
+    """A published solver's name at `place`, with a line to the end of its curve."""
+    ax.annotate(
+        name,
+        end,
+        place,
+        color="#555555",
+        size=8.5,
+        va="center",
+        arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.6, "shrinkA": 1, "relpos": (0, 0.5)},
+        annotation_clip=False,
+    )
+
+
+def draw_arrows(ax, rows):
+    """From each distilled schedule to the calls with which the strongest field is as good."""
+    for row in rows:
+        level, calls = row["distance"], row["fields"]["strongest"]["calls"]
+        if not calls or calls <= row["nfe"]:
+            continue
+        ax.annotate(
+            "",
+            (calls, level),
+            (row["nfe"], level),
+            arrowprops={"arrowstyle": "->", "color": DISTILLED, "lw": 1, "ls": (0, (4, 3)), "shrinkA": 6},
+            zorder=2,
+        )
+        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+        times = f"{calls / row['nfe']:.1f}\N{MULTIPLICATION SIGN}"
+        ax.annotate(times, ((row["nfe"] + calls) / 2, level), color=DISTILLED, size=10.5, **place)
+
+
 def distance(measured, rows):
     """Distance against NFE: each solver as published, the best of each field, the distilled."""
     figure = Figure(figsize=(7, 6.4), layout="constrained")
@@ -111,30 +143,10 @@ def distance(measured, rows):
     places = spread([math.log(line[last]) for line in lines.values()], 0.027 * math.log(high / low))
     places += max(0.0, math.log(low) - places.min())
     for (name, line), place in zip(lines.items(), places, strict=True):
-        ax.annotate(
-            name,
-            (last, line[last]),
-            (last + 0.055 * max(1, last - min(measured)), math.exp(place)),
-            color="#555555",
-            size=8.5,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.6, "shrinkA": 1, "relpos": (0, 0.5)},
-            annotation_clip=False,
+        name_line(
+            ax, name, (last, line[last]), (last + 0.055 * max(1, last - min(measured)), math.exp(place))
         )
-    for row in rows:
-        level, calls = row["distance"], row["fields"]["strongest"]["calls"]
-        if not calls or calls <= row["nfe"]:
-            continue
-        ax.annotate(
-            "",
-            (calls, level),
-            (row["nfe"], level),
-            arrowprops={"arrowstyle": "->", "color": DISTILLED, "lw": 1, "ls": (0, (4, 3)), "shrinkA": 6},
-            zorder=2,
-        )
-        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-        times = f"{calls / row['nfe']:.1f}\N{MULTIPLICATION SIGN}"
-        ax.annotate(times, ((row["nfe"] + calls) / 2, level), color=DISTILLED, size=10.5, **place)
+    draw_arrows(ax, rows)
     nfe = max(own)
     place = {"textcoords": "offset points", "va": "top", "weight": "bold", "size": 12}
     ax.annotate("distilled", (nfe, own[nfe]), (-4, -9), color=DISTILLED, ha="left", **place)

@@ -29,6 +29,12 @@ impl<B: Tensors> Evaluator<'_, B> {
     }
 
     fn check_batches(&mut self) -> Result<()> {
+        let x_t = self.check_noise()?;
+        self.check_model(&x_t)
+    }
+
+    /// Refuses noise that cannot be fitted to; gives x_T of batch 0, which is current then.
+    fn check_noise(&mut self) -> Result<B::Tensor> {
         let refused = |m: String| Err(Error::argument(m));
         let x_t = self.begin(0)?;
         let other = self.begin(1)?;
@@ -57,18 +63,23 @@ impl<B: Tensors> Evaluator<'_, B> {
                 ));
             }
         }
+        Ok(x_t)
+    }
+
+    /// Refuses a model whose result depends on more than what it is given.
+    fn check_model(&mut self, x_t: &B::Tensor) -> Result<()> {
         // Noise at the top, between the ends, and near that the other way round.
         let (high, low) = (self.config.sigma_max, (self.config.sigma_max * self.config.sigma_min).sqrt());
         let near = 1.05 * low;
         let mut asked = Vec::new();
         for (sigma, factor) in [(high, 1.0), (low, low / high), (near, -near / high)] {
-            let mut state = self.tensors.alloc(&x_t)?;
-            self.tensors.lincomb(&mut state, &[(factor, &x_t)])?;
+            let mut state = self.tensors.alloc(x_t)?;
+            self.tensors.lincomb(&mut state, &[(factor, x_t)])?;
             asked.push((sigma, state));
         }
         let mut found: Vec<Vec<B::Tensor>> = asked.iter().map(|_| Vec::new()).collect();
         for at in ORDER {
-            let mut denoised = self.tensors.alloc(&x_t)?;
+            let mut denoised = self.tensors.alloc(x_t)?;
             let (sigma, state) = &asked[at];
             let call = Call::alone(*sigma, Purpose::Check);
             self.call(Caller::Student, state, &call, &mut denoised)?;
@@ -80,11 +91,11 @@ impl<B: Tensors> Evaluator<'_, B> {
                 let moved = self.summed_distance(&results[0], other)?;
                 // Not for NaN, which the teacher's run names. Half precision and unordered sums are far below.
                 if moved > 0.05 * length {
-                    return refused(format!(
+                    return Err(Error::argument(format!(
                         "the model gives another result for the same x at sigma {sigma} when it is asked again \
                          (off by {:.0} %); caches between calls, dropout and other randomness must be off",
                         100.0 * moved / length
-                    ));
+                    )));
                 }
             }
         }
