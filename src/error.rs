@@ -21,7 +21,7 @@ pub enum Status {
     Stopped = 5,
     /// The model returned a value that is not finite.
     NonFinite = 6,
-    /// A schedule, checkpoint or backend was made for something else than what it meets here.
+    /// A schedule, checkpoint or library does not fit the model, the run or the process that it is used with.
     Mismatch = 7,
     /// The call does not fit the object's present state, such as a step after the last.
     WrongState = 8,

@@ -30,7 +30,7 @@ pub enum Field {
 pub struct Levels {
     /// How noise is added.
     pub process: Process,
-    /// Smallest noise level the model knows; heeded where `sigma_end` is 0.
+    /// Smallest noise level the model knows; used where `sigma_end` is 0.
     pub sigma_min: f64,
     /// Noise level of x_T; at most 1 for a flow model.
     pub sigma_max: f64,
@@ -100,7 +100,7 @@ const ROUNDING: f64 = 1e-9;
 ///
 /// `extra` are grids of the caller's, each the `nfe + 1` noise levels from the first node (at most
 /// `sigma_max`) to `sigma_end`. Every solver of one call a step runs on them; only the strongest field
-/// heeds them. What `levels` and `nfe` do not allow is left out; [`check`] says why.
+/// has them. What `levels` and `nfe` do not allow is left out; [`check`] says why.
 pub fn rivals(levels: &Levels, nfe: usize, field: Field, extra: &[Vec<f64>]) -> Vec<Schedule> {
     let mut list = Vec::new();
     let usual = usual_grids(levels);

@@ -89,7 +89,7 @@ options! {
     }
 }
 
-/// The options that a comparison heeds.
+/// The options of a comparison.
 const COMPARED: [&str; 9] = [
     "process",
     "sigma_min",
@@ -103,7 +103,7 @@ const COMPARED: [&str; 9] = [
 ];
 
 impl Config {
-    /// The options that a comparison heeds, as described in `OPTIONS`.
+    /// The options of a comparison, as described in `OPTIONS`.
     pub fn of_comparison() -> Vec<crate::options::Item> {
         Self::OPTIONS.iter().filter(|item| COMPARED.contains(&item.name)).copied().collect()
     }

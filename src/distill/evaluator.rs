@@ -75,7 +75,7 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         Ok(x_t)
     }
 
-    /// One model call, with the budget and the host's wish to stop looked after.
+    /// One model call, unless the budget is spent or the host wishes to stop.
     pub fn call(&mut self, by: Caller, x: &B::Tensor, call: &Call, denoised: &mut B::Tensor) -> Result<()> {
         if let Some(why) = self.account.limit() {
             return self.stop(why);

@@ -113,11 +113,11 @@ def measure(
             groups[name, nfe] = rivals(nfe, name, extra=own_grids, **levels)
     size, own = len(like), list(distilled.schedules.values())
 
-    heeded = {option["name"] for option in options()["compare"]} & set(config)
-    compared = {name: config[name] for name in heeded}
+    names = {option["name"] for option in options()["compare"]} & set(config)
+    of_comparison = {name: config[name] for name in names}
 
     def distances(schedules, batches):
-        return compare(schedules, model, begin, like, **compared | {"held_out": batches * size})
+        return compare(schedules, model, begin, like, **of_comparison | {"held_out": batches * size})
 
     batches = -(-(config.get("held_out") or 64) // size)
     best, found = race(groups, distances, plan(batches), finalists, own)
