@@ -614,8 +614,8 @@ void lmsd_string_free(char *text);
  * - "jump_to_zero" (boolean; default: false): With `sigma_end` 0, on grids that have a level at `sigma_min`:
  *   the step that would end there ends at 0, with the same weights, and no call is spent at `sigma_min`.
  * - "lower_order_final" (boolean; default: true): Whether the order falls towards the end: dpmpp, deis, res
- *   and unipc then use at most as many orders as steps are left, and ipndm takes a step to 0 at first order.
- *   It makes no difference to the others.
+ *   and unipc then use an order of at most the number of steps left, and ipndm takes a step to 0 at first
+ *   order. It changes no other solver.
  * - "afs" (boolean; default: false): Analytical first step (arXiv 2210.05475), for solvers of one call a
  *   step: the grid has nfe + 1 steps, and the first of them calls no model but takes D = 0, pure noise. So
  *   the schedule starts at the grid's second level.
