@@ -855,6 +855,16 @@ lmsd_status lmsd_sampler_new(const struct lmsd_schedule *schedule,
                              struct lmsd_sampler **out);
 
 /**
+ * Another run that stands where `sampler` does, and goes on without it; to be freed with
+ * `lmsd_sampler_free`. Its host is that of `sampler`, whose functions and user data must live as long as it, too.
+ *
+ * # Safety
+ * `sampler` is valid, `out` writable.
+ */
+lmsd_status lmsd_sampler_copy(const struct lmsd_sampler *sampler,
+                              struct lmsd_sampler **out);
+
+/**
  * The node to be evaluated next, from 0; equal to the schedule's NFE when the run is over, and
  * for NULL 0.
  *

@@ -244,6 +244,16 @@ public:
               return lmsd_sampler_new(schedule.get(), nullptr, &from, out);
           })) {}
 
+    /// A copy stands where the other run does, and goes on without it; see lmsd_sampler_copy.
+    Sampler(const Sampler &other)
+        : shape_(other.shape_), size_(other.size_), nfe_(other.nfe_),
+          owner_(detail::own(lmsd_sampler_free, [&](lmsd_sampler **out) {
+              return lmsd_sampler_copy(other.owner_.get(), out);
+          })) {}
+    Sampler &operator=(const Sampler &other) { return *this = Sampler(other); }
+    Sampler(Sampler &&) noexcept = default;
+    Sampler &operator=(Sampler &&) noexcept = default;
+
     std::size_t index() const { return lmsd_sampler_index(owner_.get()); }
     bool done() const { return index() == nfe_; }
     /// Writes the state to `x`, which is resized, and returns the noise level to tell the model.

@@ -76,6 +76,24 @@ impl<'a, B: Tensors> Sampler<'a, B> {
         Ok(run)
     }
 
+    /// Another run that stands where this one does, and goes on without it.
+    pub fn copy(&self) -> Result<Self>
+    where
+        B: Clone,
+    {
+        let kept = |slot: &Option<B::Tensor>| slot.as_ref().map(|of| self.tensors.copy(of)).transpose();
+        Ok(Self {
+            tensors: self.tensors.clone(),
+            schedule: self.schedule.clone(),
+            earlier: self.earlier,
+            history: self.history.iter().map(kept).collect::<Result<_>>()?,
+            spare: Vec::new(),
+            x: self.tensors.copy(&self.x)?,
+            index: self.index,
+            check: self.check,
+        })
+    }
+
     /// Lets predictions through that are not finite; the caller looks at the end point.
     pub fn unchecked(mut self) -> Self {
         self.check = false;

@@ -856,6 +856,7 @@ static void test_sampler_refusals(void) {
     REFUSED(lmsd_sampler_step(NULL, &ty), INVALID_ARGUMENT, "sampler is NULL");
     REFUSED(lmsd_sampler_result(NULL, &ty), INVALID_ARGUMENT, "sampler is NULL");
     REFUSED(lmsd_sampler_set_state(NULL, &ty), INVALID_ARGUMENT, "sampler is NULL");
+    REFUSED(lmsd_sampler_copy(NULL, &sampler), INVALID_ARGUMENT, "sampler is NULL");
     struct run run = run_of(NULL);
     for (size_t n = 0; n < 2; n++) {
         REFUSED(lmsd_sampler_step(sampler, NULL), INVALID_ARGUMENT, "denoised is NULL");

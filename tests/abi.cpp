@@ -131,6 +131,18 @@ template <class T> void test_sample() {
     REFUSED(WRONG_STATE, "over", sampler.step(denoised));
     REFUSED(INVALID_TENSOR, "29 elements", sampler.step(std::vector<T>(29)));
     REFUSED(WRONG_STATE, "over", sampler.set_state(x));
+    lmsd::Sampler<T> whole(s, x_t, shape), copied(s, std::vector<T>(30), shape);
+    for (; !whole.done(); whole.step(denoised)) {
+        if (whole.index() == 3)
+            copied = whole;
+        double sigma = whole.next(x);
+        denoise<T>({x.data(), x.size()}, sigma, {denoised.data(), denoised.size()});
+    }
+    for (CHECK(copied.index() == 3); !copied.done(); copied.step(denoised)) {
+        double sigma = copied.next(x);
+        denoise<T>({x.data(), x.size()}, sigma, {denoised.data(), denoised.size()});
+    }
+    CHECK(copied.result() == out);
     lmsd::Sampler<T> replaced(s, std::vector<T>(30), shape);
     replaced.set_state(x_t);
     replaced.next(x);

@@ -121,6 +121,27 @@ fn a_state_that_is_replaced_is_where_the_run_goes_on() {
 }
 
 #[test]
+fn a_copy_of_a_run_goes_on_by_itself() {
+    let schedule = solve(&Spec { solver: "dpmpp_3m".into(), nfe: 6, ..Spec::default() }).unwrap();
+    let end = |sampler: &mut Sampler<&Cpu>, factor: f64| {
+        let model = &mut |x: &_, _: &_, d: &mut _| Cpu.lincomb(d, &[(factor, x)]);
+        sampler.run(model, &mut |_| Ok(())).unwrap();
+        sampler.state().to_f64()
+    };
+    let mut run = Sampler::new(&Cpu, Cow::Borrowed(&schedule), &vector(&[3.0, -1.0])).unwrap();
+    for _ in 0..3 {
+        let denoised = vector(&run.state().to_f64().iter().map(|x| 0.5 * x).collect::<Vec<_>>());
+        run.step(denoised).unwrap();
+    }
+    let (mut copy, mut other) = (run.copy().unwrap(), run.copy().unwrap());
+    assert_eq!((copy.index(), copy.state().to_f64()), (3, run.state().to_f64()));
+    let ends = [end(&mut copy, 0.5), end(&mut other, 0.9)];
+    assert_eq!(run.index(), 3);
+    assert_eq!(end(&mut run, 0.5), ends[0]);
+    assert_ne!(ends[0], ends[1]);
+}
+
+#[test]
 fn an_output_that_is_not_finite_names_its_node_and_a_failing_model_ends_the_run() {
     let schedule = solve(&Spec { nfe: 4, ..Spec::default() }).unwrap();
     let mut calls = 0;

@@ -154,6 +154,24 @@ pub unsafe extern "C" fn lmsd_sampler_new(
     })
 }
 
+/// Another run that stands where `sampler` does, and goes on without it; to be freed with
+/// `lmsd_sampler_free`. Its host is that of `sampler`, whose functions and user data must live as long as it, too.
+///
+/// # Safety
+/// `sampler` is valid, `out` writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_sampler_copy(
+    sampler: Option<&LmsdSampler>,
+    out: Option<&mut MaybeUninit<Box<LmsdSampler>>>,
+) -> Status {
+    guard(|| {
+        let LmsdSampler { sampler, backend } = given(sampler, "sampler")?;
+        let out = given(out, "out")?;
+        out.write(Box::new(LmsdSampler { sampler: sampler.copy()?, backend: *backend }));
+        Ok(())
+    })
+}
+
 /// The node to be evaluated next, from 0; equal to the schedule's NFE when the run is over, and
 /// for NULL 0.
 ///

@@ -1,5 +1,6 @@
 """LmsdScheduler in diffusers pipelines: the trained digits, and stock ones where transformers is there."""
 
+import copy
 import json
 import logging
 import subprocess
@@ -311,6 +312,23 @@ def test_a_state_that_the_pipeline_changes_between_steps_counts():
                 results.append(x)
     ratio = schedule.sigmas[2] / schedule.sigmas[1]
     torch.testing.assert_close(results[1] - results[0], change * ratio)
+
+
+def test_a_copy_in_the_middle_of_a_run_goes_on_by_itself():
+    """As pipelines of overlapping views keep one for each view."""
+    scheduler = LmsdScheduler.from_schedule(BENT, "sample", trained_betas=betas())
+    x, predictions = torch.zeros(2, 4), torch.randn(3, 2, 4, generator=seeded())
+    kept = []
+    for n, t in enumerate(scheduler.timesteps):
+        kept.append((copy.deepcopy(scheduler.__dict__), x))
+        scheduler.scale_model_input(x, t)
+        x = scheduler.step(predictions[n], t, x).prev_sample
+    state, again = kept[1]
+    scheduler.__dict__.update(state)
+    for n, t in list(enumerate(scheduler.timesteps))[1:]:
+        scheduler.scale_model_input(again, t)
+        again = scheduler.step(predictions[n], t, again).prev_sample
+    assert (again == x).all()
 
 
 def test_a_prediction_that_is_not_finite_says_where():

@@ -1,5 +1,6 @@
 """Sampling: against the same loop in numpy, in its three forms, with every kind of tensor."""
 
+import copy
 import ctypes
 import gc
 import weakref
@@ -280,6 +281,23 @@ def test_step_form_by_hand(mixture):
             past()
         assert raised.value.status == lmsd.Status.WRONG_STATE
     assert list(sampler) == []
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_copy_goes_on_by_itself(kind, mixture):
+    schedule, start = lmsd.solve("dpmpp_3m", nfe=6), kind(mixture.begin(0))
+    expected = lmsd.sample(schedule, start, mixture.model)
+    sampler = lmsd.Sampler(schedule, start)
+    for x, sigma in sampler:
+        if sampler.index == 3:
+            twin = copy.deepcopy(sampler)
+        sampler.step(mixture.model(x, sigma))
+    assert (sampler.result == expected).all() and (twin.index, sampler.index) == (3, 6)
+    del sampler
+    gc.collect()
+    for x, sigma in twin:
+        twin.step(mixture.model(x, sigma))
+    assert (twin.result == expected).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.made_by.get('solver')}-{s.nfe}")

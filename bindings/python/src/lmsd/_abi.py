@@ -201,6 +201,7 @@ _STATUS = {
     "lmsd_sampler_next": (c_void_p, POINTER(c_double), c_void_p),
     "lmsd_sampler_step": (c_void_p, c_void_p),
     "lmsd_sampler_set_state": (c_void_p, c_void_p),
+    "lmsd_sampler_copy": (c_void_p, _OUT),
     "lmsd_sampler_result": (c_void_p, c_void_p),
     "lmsd_distill": (c_char_p, POINTER(Host), POINTER(Problem), _OUT),
     "lmsd_distilled_schedule": (c_void_p, c_size_t, _OUT),

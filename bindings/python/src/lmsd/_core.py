@@ -278,20 +278,37 @@ class Sampler:
             sampler.step(model(x, sigma))
         x = sampler.result
 
-    `x` has noise level `schedule.sigma_start`. One thread at a time.
+    `x` has noise level `schedule.sigma_start`. One thread at a time. A copy (`copy.copy`, `copy.deepcopy`)
+    stands where the run does and goes on without it.
     """
 
     def __init__(self, schedule: Schedule, x):
         self.schedule = schedule
         self._host = host_for(x)
         self._call = Call()
-        struct = self._host.struct(self._call)
+        self._struct = self._host.struct(self._call)
         out = c_void_p()
         with self._borrowed(self._host.like) as x_t:
-            self._call.check(lib.lmsd_sampler_new(schedule._handle, struct, x_t, out))
-        self._handle = out.value
+            self._call.check(lib.lmsd_sampler_new(schedule._handle, self._struct, x_t, out))
+        self._own(out.value)
+
+    def _own(self, handle: int) -> None:
+        self._handle = handle
         # the struct's functions are called until the sampler is freed
-        weakref.finalize(self, lambda handle, _keep: lib.lmsd_sampler_free(handle), self._handle, struct)
+        weakref.finalize(self, lambda handle, _keep: lib.lmsd_sampler_free(handle), handle, self._struct)
+
+    def __copy__(self):
+        out = c_void_p()
+        with self._call, no_grad(self._host):
+            self._call.check(lib.lmsd_sampler_copy(self._handle, out))
+        other = object.__new__(Sampler)
+        other.schedule, other._host, other._call = self.schedule, self._host, self._call
+        other._struct = self._struct
+        other._own(out.value)
+        return other
+
+    def __deepcopy__(self, _memo):
+        return self.__copy__()
 
     @property
     def index(self) -> int:
