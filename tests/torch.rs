@@ -392,7 +392,7 @@ fn tensors_side_by_side_are_combined_as_any_others() {
 }
 
 fn at(sigma: f64) -> Call {
-    Call { node: 0, nfe: 0, sigma, purpose: Purpose::Sample }
+    Call::alone(sigma, Purpose::Sample)
 }
 
 #[test]
