@@ -9,8 +9,24 @@ use super::problem::{HostProblem, LmsdProblem};
 use super::schedule::{LmsdSchedule, give_schedule};
 use crate::distill::{self, Config, Distilled};
 use crate::error::{Error, Result, Status};
-use crate::host::null;
+use crate::host::{Backend, null};
 use crate::schedule::Schedule;
+
+/// What a distillation and a comparison are asked for with, checked.
+///
+/// # Safety
+/// `problem` is NULL or valid.
+unsafe fn asked(
+    options: &Text,
+    host: &Host,
+    problem: *const LmsdProblem,
+) -> Result<(Config, Backend, HostProblem)> {
+    let config = Config::from_json(options.read("options")?)?;
+    let backend = host.backend()?;
+    // SAFETY: the caller's promise.
+    let problem = unsafe { HostProblem::new(problem, backend) }?;
+    Ok((config, backend, problem))
+}
 
 /// What a distillation leaves; made by `lmsd_distill`, freed by `lmsd_distilled_free`.
 pub struct LmsdDistilled(Distilled);
@@ -33,10 +49,8 @@ pub unsafe extern "C" fn lmsd_distill(
     out: Option<&mut MaybeUninit<Box<LmsdDistilled>>>,
 ) -> Status {
     guard(|| {
-        let config = Config::from_json(options.read("options")?)?;
-        let backend = host.backend()?;
         // SAFETY: NULL or a `lmsd_problem` by the promise above.
-        let mut problem = unsafe { HostProblem::new(problem, backend) }?;
+        let (config, backend, mut problem) = unsafe { asked(&options, &host, problem) }?;
         let like = problem.like()?;
         let out = given(out, "out")?;
         let distilled = distill::distill(&backend, &config, &like, &mut problem)?;
@@ -119,10 +133,8 @@ pub unsafe extern "C" fn lmsd_compare(
     distances: *mut f64,
 ) -> Status {
     guard(|| {
-        let config = Config::from_json(options.read("options")?)?;
-        let backend = host.backend()?;
         // SAFETY: NULL or a `lmsd_problem` by the promise above.
-        let mut problem = unsafe { HostProblem::new(problem, backend) }?;
+        let (config, backend, mut problem) = unsafe { asked(&options, &host, problem) }?;
         let like = problem.like()?;
         // SAFETY: `count` entries by the promise above.
         let schedules = unsafe { slice(schedules, count, "schedules") }?;
