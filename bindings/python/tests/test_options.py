@@ -24,7 +24,6 @@ def test_the_functions_are_up_to_date():
     generate = generator()
     again = generate.generated()
     assert generate.FILE.read_text() == again, "run python bindings/python/generate.py"
-    assert again.replace("64", "65") != again
 
 
 @pytest.mark.parametrize("name", ["solve", "distill", "compare", "rivals"])
