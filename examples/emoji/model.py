@@ -1,0 +1,83 @@
+"""The emoji models, run by onnxruntime; without torch."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from data import words_of
+
+HERE = Path(__file__).parent
+WORDS = 8  # of a prompt that the network sees
+SHAPES = {"pixel": (3, 32, 32), "flow": (3, 32, 32), "latent": (4, 16, 16)}
+SIGMAS = {"ve": (0.002, 80.0, 0.002), "flow": (0.001, 1.0, 0.0)}  # smallest, largest, end of a run
+SHIFT = 3.0  # of the flow model's noise levels
+
+
+class Emoji:
+    """The model `pixel` (EDM), `flow` (rectified flow) or `latent` (EDM on the latents of an autoencoder)."""
+
+    def __init__(self, name="pixel", threads=0):
+        self.name, self.shape, self.process = name, SHAPES[name], "flow" if name == "flow" else "ve"
+        self.sigma_min, self.sigma_max, self.sigma_end = SIGMAS[self.process]
+        self.threads = threads
+        self.session = self._session(name)
+        self.vocabulary = {word: i for i, word in enumerate(vocabulary(name)) if i}
+
+    def _session(self, name):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = self.threads  # 0: all cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return onnxruntime.InferenceSession(
+            HERE / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
+        )
+
+    def unknown(self, prompt):
+        """The words of a prompt that the model has never seen, which it passes over."""
+        return [word for word in words_of(prompt) if word not in self.vocabulary]
+
+    def words(self, prompts):
+        """int64 [n, WORDS]: the numbers of the words of each prompt; 0 for none."""
+        rows = np.zeros((len(prompts), WORDS), np.int64)
+        for row, prompt in zip(rows, prompts, strict=True):
+            known = [self.vocabulary[word] for word in words_of(prompt) if word in self.vocabulary][:WORDS]
+            row[: len(known)] = known
+        return rows
+
+    def denoise(self, x, sigma, words, guidance=1.0):
+        """denoised [n, ...] of the states x [n, ...] at level `sigma`, with classifier-free guidance."""
+        empty = np.zeros_like(words)
+        if guidance == 1:
+            return self._run(x, sigma, words)
+        both = self._run(np.concatenate([x, x]), sigma, np.concatenate([words, empty]))
+        told, untold = np.split(both, 2)
+        return untold + np.float32(guidance) * (told - untold)
+
+    def _run(self, x, sigma, words):
+        feed = {"x": np.asarray(x, np.float32), "sigma": np.full(len(x), sigma, np.float32), "words": words}
+        return self.session.run(None, feed)[0]
+
+    @cached_property
+    def _decoder(self):
+        return self._session("autoencoder")
+
+    def pictures(self, x):
+        """Pictures [n, 3, S, S] in -1..1 of end points x."""
+        x = np.asarray(x, np.float32)
+        return np.clip(self._decoder.run(None, {"x": x})[0] if self.name == "latent" else x, -1, 1)
+
+
+def vocabulary(name):
+    """The words that a model knows; number 0 is none."""
+    with (HERE / f"{name}.safetensors").open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return json.loads(json.loads(file.read(size))["__metadata__"]["words"])
+
+
+def noise(shape, index, size, seed):
+    """Standard normal float32 [size, *shape], the same on every machine for one (seed, index)."""
+    return (
+        np.random.Generator(np.random.PCG64([seed, index])).standard_normal((size, *shape)).astype(np.float32)
+    )

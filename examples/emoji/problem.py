@@ -1,0 +1,54 @@
+"""The emoji models as problems of the command line.
+
+lmsd distill --problem examples/emoji/problem.py --guidance 4 --nfe 3-8 --out schedules
+lmsd sample --problem examples/emoji/problem.py --set prompt="red apple" ...
+"""
+
+from pathlib import Path
+
+import numpy as np
+from model import SHIFT, Emoji, noise
+
+HERE = Path(__file__).parent
+
+
+class Problem:
+    def __init__(self, name, guidance, size, seed, prompts):
+        self.emoji = Emoji(name)
+        self.process = self.emoji.process
+        self.sigma_min, self.sigma_max = self.emoji.sigma_min, self.emoji.sigma_max
+        self.sigma_end = self.emoji.sigma_end
+        self.guidance, self.size, self.seed, self.prompts = guidance, size, seed, prompts
+        self.like = np.empty((size, *self.emoji.shape), np.float32)
+        self.made_for = {
+            "model": f"emoji {name}",
+            "guidance_scale": guidance,
+            "latent_shape": list(self.emoji.shape),
+        }
+        self.made_for |= {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        if self.process == "flow":
+            self.made_for["shift"] = SHIFT
+        self.seeds = f"PCG64([{seed}, batch]), {size} images a batch"
+
+    def begin(self, index):
+        """Noise of batch `index`, and its prompts: taken from the list in an order of the seed's own."""
+        order = np.random.Generator(np.random.PCG64([self.seed, 1])).permutation(len(self.prompts))
+        chosen = order[(index * self.size + np.arange(self.size)) % len(order)]
+        self.words = self.emoji.words([self.prompts[i] for i in chosen])
+        return noise(self.emoji.shape, index, self.size, self.seed) * np.float32(self.sigma_max)
+
+    def model(self, x, sigma):
+        return self.emoji.denoise(x, sigma, self.words, self.guidance)
+
+
+def prompts(which):
+    """The prompts to fit to ("fit": names of emoji trained on) or to measure on ("test": names of others)."""
+    return (HERE / f"prompts_{which}.txt").read_text().splitlines()
+
+
+def problem(model="pixel", guidance=4.0, size=4, seed=0, prompt=""):
+    """Batches of `size` pictures with classifier-free guidance.
+
+    `model`: pixel, flow or latent; `prompt`: the same one for all pictures, else those of prompts_fit.txt.
+    """
+    return Problem(model, float(guidance), size, seed, [prompt] if prompt else prompts("fit"))
