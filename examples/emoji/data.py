@@ -35,6 +35,7 @@ class Emoji:
     words: tuple  # of the name
     kind: str  # sub-category, for example "food-fruit"
     images: tuple  # file names
+    is_person: bool  # people and hands, a third of all emoji and much alike
 
     @property
     def kind_words(self):
@@ -80,9 +81,12 @@ def emojis(package=None):
         if entry["category"] in LEFT_OUT or not entry["has_img_google"]:
             continue
         variants = [v["image"] for v in entry.get("skin_variations", {}).values() if v["has_img_google"]]
+        person = entry["category"] == "People & Body"
         names = entry["name"] + " " + " ".join(entry["short_names"]).replace("_", " ")
         words = tuple(dict.fromkeys(words_of(names)))
-        found.append(Emoji(entry["name"].lower(), words, entry["subcategory"], (entry["image"], *variants)))
+        found.append(
+            Emoji(entry["name"].lower(), words, entry["subcategory"], (entry["image"], *variants), person)
+        )
     return found
 
 

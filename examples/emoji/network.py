@@ -136,3 +136,42 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents):
         return self.paint(self.out(self.widen(latents)))
+
+
+class Classifier(nn.Module):
+    """Pictures [B, 3, 32, 32] in -1..1 -> scores of the kinds of emoji [B, kinds]."""
+
+    WIDTHS = (16, 32, 64, 96)
+
+    def __init__(self, kinds):
+        super().__init__()
+        widths = zip((3, *self.WIDTHS), self.WIDTHS, strict=False)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=1 + (i > 0), padding=1) for i, (a, b) in enumerate(widths)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in self.WIDTHS)
+        self.last = nn.Conv2d(self.WIDTHS[-1], self.WIDTHS[-1], 3, padding=1)
+        self.scores = nn.Linear(self.WIDTHS[-1], kinds)
+
+    def layers(self, x):
+        """The outputs of the layers [B, C, S, S], S = 32, 16, 8, 4."""
+        found = []
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.silu(norm(conv(x)))
+            found.append(x)
+        return found
+
+    def features(self, x):
+        """[B, 96]: what the scores are computed from; for Frechet distances."""
+        return F.silu(self.last(self.layers(x)[-1])).mean((2, 3))
+
+    def forward(self, x):
+        return self.scores(F.dropout(self.features(x), 0.3, self.training))
+
+    def perceptual(self, x):
+        """[B, K]: layers with channels normalised at each place, scaled so that distances are like LPIPS.
+
+        The squared Euclidean distance of two is the sum over layers of the mean over places of the squared
+        difference of unit vectors (Zhang et al. 2018, arXiv 1801.03924, with equal weights).
+        """
+        return torch.cat([(F.normalize(h, dim=1) / h.shape[-1]).flatten(1) for h in self.layers(x)], 1)

@@ -10,7 +10,7 @@ WORDS = 8  # of a prompt that the network sees
 
 
 class Stickers:
-    """Draws pictures of the emoji that are trained on, or of those held out; every emoji equally often."""
+    """Draws the emoji that are trained on, or those held out; people a third as often as things."""
 
     def __init__(self, held_out=False):
         every = emojis()
@@ -19,6 +19,7 @@ class Stickers:
         images, starts = pictures(self.emojis)
         self.images, starts = torch.from_numpy(images), torch.from_numpy(starts)
         self.first, self.count = starts[:-1], starts.diff()
+        self.often = torch.tensor([1 / 3 if emoji.is_person else 1.0 for emoji in self.emojis])
         self.mirrors = torch.tensor([emoji.mirrors for emoji in self.emojis])
         index = {word: i for i, word in enumerate(self.vocabulary) if i}
         self.name_words = [[index[w] for w in emoji.words if w in index] for emoji in self.emojis]
@@ -28,7 +29,7 @@ class Stickers:
 
     def draw(self, n):
         """n numbers of emoji."""
-        return torch.randint(len(self.emojis), (n,))
+        return torch.multinomial(self.often, n, replacement=True)
 
     def picture(self, which, size=64):
         """[n, 3, size, size] in -1..1 of the emoji `which` [n]; size 64 or 32."""

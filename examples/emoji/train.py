@@ -1,4 +1,5 @@
-"""Train the emoji models: `pixel`, then `flow` (starts from pixel), `autoencoder`, `latent` (from both).
+"""Train the emoji models: `pixel`, then `flow` (starts from it), `autoencoder`, `latent` (from both);
+and `classifier`, which judges.
 
     python train.py pixel && python train.py flow && python train.py autoencoder && python train.py latent
 
@@ -18,17 +19,19 @@ from pathlib import Path
 
 import torch
 from data import FOLDER
-from network import SIGMA_DATA, Autoencoder, Denoiser
+from network import SIGMA_DATA, Autoencoder, Classifier, Denoiser
 from safetensors.torch import load_file, save_file
 from stickers import Stickers
+from torch.nn import functional as F
 
 HERE = Path(__file__).parent
 # name: (steps, batch, learning rate, starts from)
 RUNS = {
-    "pixel": (5000, 128, 1.5e-3, None),
-    "flow": (2000, 128, 1e-3, "pixel"),
-    "autoencoder": (2000, 32, 2e-3, None),
-    "latent": (2500, 128, 1e-3, "pixel"),
+    "pixel": (4000, 128, 1.5e-3, None),
+    "flow": (1500, 128, 1e-3, "pixel"),
+    "autoencoder": (1500, 32, 2e-3, None),
+    "latent": (1800, 128, 1e-3, "pixel"),
+    "classifier": (2500, 128, 2e-3, None),
 }
 
 
@@ -65,8 +68,15 @@ def autoencoder_loss(net, x, _words):
     return (seen - x).abs().mean() + edges + 0.1 * size + 0.1 * latents.mean((0, 2, 3)).square().mean()
 
 
-def network(name, words):
+def classifier_loss(net, x, kinds):
+    return F.cross_entropy(net(x).float(), kinds, label_smoothing=0.05)
+
+
+def network(name, stickers):
     """The network to train, with the weights that it starts from."""
+    words = len(stickers.vocabulary)
+    if name == "classifier":
+        return Classifier(len(stickers.kinds))
     if name == "autoencoder":
         return Autoencoder()
     latent = name == "latent"
@@ -79,22 +89,26 @@ def network(name, words):
 
 
 def batches(name, stickers, batch):
-    """Yields (x, words) for ever."""
+    """Yields (x, words), or of the classifier (x, kinds), for ever."""
     encode = lambda x: x  # noqa: E731
     if name == "latent":
         coder = Autoencoder()
         coder.load_state_dict({k: v.float() for k, v in load_file(HERE / "autoencoder.safetensors").items()})
         encode = torch.no_grad()(coder.encode)
-    size = 32 if name in ("pixel", "flow") else 64
+    size = 64 if name in ("autoencoder", "latent") else 32
     while True:
         which = stickers.draw(batch)
         x = encode(stickers.picture(which, size))
-        yield x.contiguous(memory_format=torch.channels_last), stickers.prompt(which)
+        told = stickers.kind[which] if name == "classifier" else stickers.prompt(which)
+        yield x.contiguous(memory_format=torch.channels_last), told
 
 
-def save(name, ema, vocabulary):
+def save(name, ema, stickers):
     state = {k: v.half().contiguous() for k, v in ema.state_dict().items()}
-    save_file(state, HERE / f"{name}.safetensors", {"words": json.dumps(vocabulary)})
+    said = {"kinds": stickers.kinds} if name == "classifier" else {"words": stickers.vocabulary}
+    path = HERE / f"{name}.safetensors"
+    save_file(state, path, {key: json.dumps(value) for key, value in said.items()})
+    path.chmod(0o644)
 
 
 def train(name, args):
@@ -102,7 +116,7 @@ def train(name, args):
     steps = args.steps or steps
     torch.manual_seed(args.seed)
     stickers = Stickers()
-    net = network(name, len(stickers.vocabulary)).to(memory_format=torch.channels_last)
+    net = network(name, stickers).to(memory_format=torch.channels_last)
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
     state_file, begin = FOLDER / f"{name}.state", 0
@@ -113,7 +127,8 @@ def train(name, args):
         begin = state["step"]
         torch.manual_seed(args.seed + begin)
         print(f"goes on at step {begin}")
-    loss_of = {"flow": flow_loss, "autoencoder": autoencoder_loss}.get(name, edm_loss)
+    others = {"flow": flow_loss, "autoencoder": autoencoder_loss, "classifier": classifier_loss}
+    loss_of = others.get(name, edm_loss)
     if args.compile:
         loss_of = torch.compile(loss_of)
     source, started, seen = batches(name, stickers, batch), time.perf_counter(), 0.0
@@ -137,7 +152,7 @@ def train(name, args):
             print(f"{name} {step + 1}/{steps}: loss {seen / 100:.4f}, {left / 60:.0f} min left", flush=True)
             seen = 0.0
         if step % 500 == 499 or step + 1 == steps:
-            save(name, ema, stickers.vocabulary)
+            save(name, ema, stickers)
             state = {"net": net.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": step + 1}, state_file)
 
