@@ -1,4 +1,4 @@
-"""The networks as torch modules; `model.py` runs the same without torch.
+"""The networks as torch modules; `emoji_model.py` runs the same without torch.
 
 One U-Net, of about 1.8 million parameters, on a grid of 16x16: a picture of 32x32 comes as patches of 2x2
 pixels, a latent of 16x16x4 as it is. It is told the noise level and the words of the prompt, whose learned

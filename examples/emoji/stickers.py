@@ -1,9 +1,9 @@
-"""Batches of training pictures with their prompts, as described in `data.py`."""
+"""Batches of training pictures with their prompts, as described in `emoji_data.py`."""
 
 import math
 
 import torch
-from data import emojis, pictures, vocabulary
+from emoji_data import emojis, pictures, vocabulary
 from torch.nn import functional as F
 
 WORDS = 8  # of a prompt that the network sees

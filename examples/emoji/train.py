@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from data import FOLDER
+from emoji_data import FOLDER
 from network import SIGMA_DATA, Autoencoder, Classifier, Denoiser
 from safetensors.torch import load_file, save_file
 from stickers import Stickers

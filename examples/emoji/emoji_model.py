@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from data import words_of
+from emoji_data import words_of
 
 HERE = Path(__file__).parent
 WORDS = 8  # of a prompt that the network sees

@@ -1,13 +1,13 @@
 """The emoji models as problems of the command line.
 
-lmsd distill --problem examples/emoji/problem.py --guidance 4 --nfe 3-8 --out schedules
-lmsd sample --problem examples/emoji/problem.py --set prompt="red apple" ...
+lmsd distill --problem examples/emoji/emoji_problem.py --guidance 4 --nfe 3-8 --out schedules
+lmsd sample --problem examples/emoji/emoji_problem.py --set prompt="red apple" ...
 """
 
 from pathlib import Path
 
 import numpy as np
-from model import SHIFT, Emoji, noise
+from emoji_model import SHIFT, Emoji, noise
 
 HERE = Path(__file__).parent
 
