@@ -4,8 +4,8 @@
 
 An image-call is one trajectory through the model once; the teacher, the ranking of the published field and
 the selection are counted. Distills for the digits network at guidance 1 and 3, the Gaussian mixture over the
-digits and the photographs' network (32x32x3), with several seeds of the noise, and measures on test
-trajectories against a teacher of 100 calls. `known` is the best distance known for that network and NFE
+digits, the photographs' network (32x32x3) and the emoji models, with several seeds of the noise, and measures
+on test trajectories against a teacher of 100 calls. `known` is the best distance known for that network and NFE
 (best_known.json; --long measures it again). Beside that: what gradient descent through the network makes of a
 fit, what the strongest published field needs, what kills and budgets do, and how much memory a fit takes.
 Exits with 1 where a figure misses its bar.
@@ -33,7 +33,7 @@ from common import Claims, about, calls_needed, contest, field, measure, which, 
 from fit import KILLED
 from lmsd import gain
 from lmsd.cli.terminal import print_table
-from networks import NETWORKS, TEST_SEED, test_count, test_problem
+from networks import DEAR, NETWORKS, TEST_SEED, test_count, test_problem
 
 BATCH = 4  # trajectories in a call
 KNOWN = Path(__file__).with_name("best_known.json")
@@ -88,7 +88,7 @@ class Bench:
         self.results.setdefault(section, []).append(result)
 
     def seeds(self, name):
-        return range(self.args.seeds or (3 if name == "photos" else 5))
+        return range(self.args.seeds or DEAR.get(name, 5))
 
     def row(self, name, row):
         """Fits with each seed, measured."""
@@ -263,7 +263,7 @@ class Bench:
 
         found = distill(name, nfe, 100, **LONG)
         ours = found.schedules[nfe]
-        after = name != "photos" or self.args.adam_photos
+        after = name not in DEAR or (name == "photos" and self.args.adam_photos)
         both = [ours, refine(name, ours)] if after else [ours]
         distance, at = min((d, at) for at, d in enumerate(distances(name, both)))
         how = f"lmsd, {LONG['trajectories']} trajectories, {found.report['image_calls']} image-calls"
@@ -286,7 +286,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--out", default="out/cost.json", help="file (default %(default)s)")
-    parser.add_argument("--seeds", type=int, help="fits of each row (default 5; photos 3)")
+    parser.add_argument("--seeds", type=int, help="fits of each row (default 5; photos 3, emoji 2)")
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--adam", help="gradient descent from the fits of 5@20000", **flag)
@@ -313,7 +313,8 @@ def main():
     for name in args.networks:
         for row in args.rows:
             bench.row(name, row)
-        if args.adam and "5@20000" in args.rows and (name.startswith("digits") or args.adam_photos):
+        gradients = name.startswith("digits") or (name == "photos" and args.adam_photos)
+        if args.adam and "5@20000" in args.rows and gradients:
             bench.adam(name)
         for nfe, row in AGAINST.items():
             if row in args.rows and args.field:

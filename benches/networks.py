@@ -1,6 +1,7 @@
 """The networks of the benchmark of cost, as problems of lmsd.distill; without lmsd itself, of which the
 benchmark also runs an old version."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "emoji"))
 
 from mixture import mixture
 from problem import problem as digits
@@ -24,13 +26,24 @@ def photos(size, seed):
     return problem(2.0, size=size, seed=seed)
 
 
+def emoji(model, size, seed):
+    """With the prompts of prompts_test.txt where the noise is that of the tests."""
+    from emoji_problem import problem
+
+    return problem(model, 4.0, size=size, seed=seed, test=seed == TEST_SEED)
+
+
 # name -> problem of (trajectories in a batch, seed of the noise)
 NETWORKS = {
     "digits, guidance 1": lambda size, seed: digits(1.0, size=size, seed=seed),
     "digits, guidance 3": lambda size, seed: digits(3.0, size=size, seed=seed),
     "mixture": lambda size, seed: mixture(size=size, seed=seed),
     "photos": photos,
+    "emoji, pixel": functools.partial(emoji, "pixel"),
+    "emoji, flow": functools.partial(emoji, "flow"),
+    "emoji, latent": functools.partial(emoji, "latent"),
 }
+DEAR = {"photos": 3, "emoji, pixel": 2, "emoji, flow": 2, "emoji, latent": 2}  # name -> seeds
 
 
 def test_problem(name):
@@ -39,4 +52,4 @@ def test_problem(name):
 
 def test_count(name):
     """Test trajectories."""
-    return 128 if name == "photos" else 512
+    return 128 if name in DEAR else 512

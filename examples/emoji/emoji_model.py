@@ -22,17 +22,8 @@ class Emoji:
         self.name, self.shape, self.process = name, SHAPES[name], "flow" if name == "flow" else "ve"
         self.sigma_min, self.sigma_max, self.sigma_end = SIGMAS[self.process]
         self.threads = threads
-        self.session = self._session(name)
-        self.vocabulary = {word: i for i, word in enumerate(vocabulary(name)) if i}
-
-    def _session(self, name):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = self.threads  # 0: all cores
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(
-            HERE / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
-        )
+        self.session = session(name, threads)
+        self.vocabulary = {word: i for i, word in enumerate(metadata(name)["words"]) if i}
 
     def unknown(self, prompt):
         """The words of a prompt that the model has never seen, which it passes over."""
@@ -61,7 +52,7 @@ class Emoji:
 
     @cached_property
     def _decoder(self):
-        return self._session("autoencoder")
+        return session("autoencoder", self.threads)
 
     def pictures(self, x):
         """Pictures [n, 3, S, S] in -1..1 of end points x."""
@@ -69,11 +60,21 @@ class Emoji:
         return np.clip(self._decoder.run(None, {"x": x})[0] if self.name == "latent" else x, -1, 1)
 
 
-def vocabulary(name):
-    """The words that a model knows; number 0 is none."""
+def session(name, threads=0):
+    """NAME.onnx in onnxruntime; threads: 0 for all cores."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(HERE / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+
+
+def metadata(name):
+    """What NAME.safetensors says beside its weights: "words" (number 0: none), or "kinds" of emoji."""
     with (HERE / f"{name}.safetensors").open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        return json.loads(json.loads(file.read(size))["__metadata__"]["words"])
+        said = json.loads(file.read(size))["__metadata__"]
+    return {key: json.loads(value) for key, value in said.items()}
 
 
 def noise(shape, index, size, seed):

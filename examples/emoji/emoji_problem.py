@@ -46,9 +46,11 @@ def prompts(which):
     return (HERE / f"prompts_{which}.txt").read_text().splitlines()
 
 
-def problem(model="pixel", guidance=4.0, size=4, seed=0, prompt=""):
+def problem(model="pixel", guidance=4.0, size=4, seed=0, prompt="", test=False):
     """Batches of `size` pictures with classifier-free guidance.
 
-    `model`: pixel, flow or latent; `prompt`: the same one for all pictures, else those of prompts_fit.txt.
+    `model`: pixel, flow or latent; `prompt`: the same one for all pictures, else those of prompts_fit.txt, or
+    with `test` those of prompts_test.txt, of emoji that the network has not seen.
     """
-    return Problem(model, float(guidance), size, seed, [prompt] if prompt else prompts("fit"))
+    several = prompts("test" if test else "fit")
+    return Problem(model, float(guidance), size, seed, [prompt] if prompt else several)

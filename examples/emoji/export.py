@@ -1,9 +1,10 @@
 """Write NAME.onnx beside NAME.safetensors: the graph, which reads its weights (half precision) from there.
 
-    python export.py pixel flow latent autoencoder
+    python export.py pixel flow latent autoencoder classifier
 
 Inputs x [B, C, S, S], sigma [B], words int64 [B, W] (0: no word), output denoised; of the autoencoder: x, the
-latents [B, 4, 16, 16], and output pictures [B, 3, 64, 64]. Needs torch and onnx.
+latents [B, 4, 16, 16], and output pictures [B, 3, 64, 64]; of the classifier: see `network.Classifier`. Needs
+torch and onnx.
 """
 
 import argparse
@@ -13,30 +14,46 @@ from pathlib import Path
 
 import onnx
 import torch
-from network import Autoencoder, Denoiser
+from network import Autoencoder, Classifier, Denoiser
 from onnx import TensorProto, helper
 from safetensors.torch import load_file
 from stickers import WORDS
 from torch import nn
 
 HERE = Path(__file__).parent
-NAMES = ("pixel", "flow", "latent", "autoencoder")
+NAMES = ("pixel", "flow", "latent", "autoencoder", "classifier")
 
 
 class Decoder(nn.Module):
     """The half of the autoencoder that is needed to see pictures."""
 
-    def __init__(self, coder):
+    def __init__(self, net):
         super().__init__()
-        self.coder = coder
+        self.net = net
 
     def forward(self, x):
-        return self.coder.decode(x)
+        return self.net.decode(x)
+
+
+class Judge(nn.Module):
+    """All that is asked of the classifier."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x), self.net.features(x), self.net.perceptual(x)
+
+
+def weights_of(name):
+    """The weights of NAME.safetensors in single precision."""
+    return {key: value.float() for key, value in load_file(HERE / f"{name}.safetensors").items()}
 
 
 def denoiser(name):
     """The torch module of pixel, flow or latent, with its weights."""
-    weights = {k: v.float() for k, v in load_file(HERE / f"{name}.safetensors").items()}
+    weights = weights_of(name)
     latent = name == "latent"
     net = Denoiser(
         len(weights["unet.words.weight"]), 4 if latent else 3, 1 if latent else 2, flow=name == "flow"
@@ -48,17 +65,27 @@ def denoiser(name):
 def autoencoder():
     """The torch module that turns latents into pictures and back, with its weights."""
     coder = Autoencoder()
-    coder.load_state_dict({k: v.float() for k, v in load_file(HERE / "autoencoder.safetensors").items()})
+    coder.load_state_dict(weights_of("autoencoder"))
     return coder.eval().requires_grad_(False)
 
 
+def classifier():
+    """The torch module that tells the kinds of emoji apart, with its weights."""
+    weights = weights_of("classifier")
+    net = Classifier(len(weights["scores.bias"]))
+    net.load_state_dict(weights)
+    return net.eval().requires_grad_(False)
+
+
 def module(name):
-    """(module, example of its inputs by name, name of its output)"""
+    """(module, example of its inputs by name, names of its outputs)"""
     if name == "autoencoder":
-        return Decoder(autoencoder()), {"x": torch.zeros(2, 4, 16, 16)}, "pictures"
+        return Decoder(autoencoder()), {"x": torch.zeros(2, 4, 16, 16)}, ["pictures"]
+    if name == "classifier":
+        return Judge(classifier()), {"x": torch.zeros(2, 3, 32, 32)}, ["scores", "features", "perceptual"]
     shape = (2, 4, 16, 16) if name == "latent" else (2, 3, 32, 32)
     like = {"x": torch.zeros(shape), "sigma": torch.full((2,), 0.5), "words": torch.ones(2, WORDS).long()}
-    return denoiser(name), like, "denoised"
+    return denoiser(name), like, ["denoised"]
 
 
 def offsets(path):
@@ -79,15 +106,15 @@ def offsets(path):
 
 def export(name):
     """Writes NAME.onnx."""
-    net, like, output = module(name)
+    net, like, outputs = module(name)
     buffer = io.BytesIO()
     torch.onnx.export(
         net,
         tuple(like.values()),
         buffer,
         input_names=list(like),
-        output_names=[output],
-        dynamic_axes={key: {0: "batch"} for key in [*like, output]},
+        output_names=outputs,
+        dynamic_axes={key: {0: "batch"} for key in [*like, *outputs]},
         opset_version=17,
         do_constant_folding=False,
         dynamo=False,
@@ -97,7 +124,7 @@ def export(name):
     known = offsets(weights)
     kept, casts = [], []
     for tensor in model.graph.initializer:
-        own = tensor.name.removeprefix("coder.")
+        own = tensor.name.removeprefix("net.")
         if own not in known:
             kept.append(tensor)
             continue

@@ -28,10 +28,10 @@ HERE = Path(__file__).parent
 # name: (steps, batch, learning rate, starts from)
 RUNS = {
     "pixel": (4000, 128, 1.5e-3, None),
-    "flow": (1500, 128, 1e-3, "pixel"),
-    "autoencoder": (1500, 32, 2e-3, None),
-    "latent": (1800, 128, 1e-3, "pixel"),
-    "classifier": (2500, 128, 2e-3, None),
+    "flow": (1000, 128, 1e-3, "pixel"),
+    "autoencoder": (1200, 32, 2e-3, None),
+    "latent": (1400, 128, 1e-3, "pixel"),
+    "classifier": (1500, 128, 2e-3, None),
 }
 
 

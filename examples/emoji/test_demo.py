@@ -1,0 +1,41 @@
+"""The demo, in whole but small: what its page says is what was measured."""
+
+import re
+import sys
+
+import demo
+import lmsd
+import pytest
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["demo.py", "--quick", "--nfe", "3", "--out", str(folder)])
+        patch.setattr(demo, "BEYOND", (6,))
+        assert demo.main() == 0
+    return folder
+
+
+def test_the_page_shows_pictures_and_figures(out):
+    page = (out / "report.html").read_text()
+    rows = re.findall(r"<tr.*?>(<td>.*?)</tr>", page)
+    names = [re.findall(r"<td>(.*?)</td>", row)[1] for row in rows]
+    assert names == ["distilled", "best as published", "strongest"]
+    assert page.count("data:image/png;base64,") == 3 and "interrupted" not in page
+    for name in ("pictures", "few", "distance", "schedules"):
+        assert (out / f"{name}.png").stat().st_size > 5000
+
+
+def test_its_distance_is_that_of_the_schedule(out):
+    """Measured anew on the same trajectories; and these have prompts that no fit has."""
+    page = (out / "report.html").read_text()
+    said = float(re.search(r"<td>distilled</td><td>([\d.]+)</td>", page)[1])
+    own = demo.problem("pixel", 4.0, demo.BATCH, 1, test=True)
+    schedule = lmsd.Schedule.load(out / "nfe03.json")
+    told = {**demo.config(own), "held_out": 8}
+    assert lmsd.compare([schedule], own.model, own.begin, own.like, **told)[0] == pytest.approx(
+        said, abs=2e-3
+    )
+    assert not set(own.prompts) & set(demo.problem("pixel").prompts)
