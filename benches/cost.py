@@ -7,7 +7,7 @@ the selection are counted. Distills for the digits network at guidance 1 and 3, 
 digits, the photographs' network (32x32x3) and the emoji models, with several seeds of the noise, and measures
 on test trajectories against a teacher of 100 calls. `known` is the best distance known for that network and
 NFE (best_known.json; --long measures it again). Beside that: what gradient descent through the network makes
-of a fit, what the strongest published field needs, what kills and budgets do, and how much memory a fit takes.
+of a fit, what the strongest published field needs, what kills and budgets do, how much memory a fit takes.
 Exits with 1 where a figure misses its bar.
 """
 

@@ -1,5 +1,5 @@
-"""How often the classifier names the kind of a real picture: of emoji that it was trained on, in new poses, and of
-emoji that it has never seen.
+"""How often the classifier names the kind of a real picture: of emoji that it was trained on, in new poses,
+and of emoji that it has never seen.
 
     python accuracy.py
 """
