@@ -1,8 +1,9 @@
 """The pictures that the emoji models are trained on, and the words that describe them.
 
 Pictures of Noto Emoji (Apache-2.0) come with the npm package `emoji-datasource-google` (MIT), which `fetch`
-downloads; no picture is kept in the repository. Flags and symbols are left out: their names say little about
-what is seen. One emoji in twenty, chosen by its name, is held out and never trained on.
+downloads; no picture is kept in the repository. Faces, animals, plants, food, places, vehicles and games are
+used: flags and symbols have names that say little about what is seen, and people and tools would be too much
+for a network of this size. One emoji in twenty, chosen by its name, is held out and never trained on.
 
 An emoji is shown as a sticker: turned by up to 12 degrees, 75 to 100 % of the picture in size, moved by up to
 4 of 64 pixels, mirrored where its name allows, on a ground of one pale colour or two. So a prompt has many
@@ -21,8 +22,23 @@ import numpy as np
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 FOLDER = Path(__file__).parents[2] / "build" / "emoji"
-LEFT_OUT = ("Flags", "Symbols", "Component")
+# category: how often its emoji are drawn
+OFTEN = {
+    "Smileys & Emotion": 1.0,
+    "Animals & Nature": 1.0,
+    "Food & Drink": 1.0,
+    "Travel & Places": 0.5,
+    "Activities": 0.5,
+}
 HELD_OUT = 20  # one in so many
+NO_EMOJI = (
+    "blue apple|green cat|crying tiger|smiling banana|red whale|snow house|pink frog|yellow bird face|"
+    "grinning melon|orange fish|purple heart face|angry bear|winking fox|cheese hamburger|fire heart|"
+    "moon face with smile|white flower|sleeping dog|blue butterfly|night castle|red bus|rainbow bread|"
+    "green grapes|hot pot|chocolate ice cream|yellow trophy|crying monkey|kissing rabbit|black spider face|"
+    "star sunglasses|cold penguin|flying saucer moon|palm island sun|strawberry cake|lemon tree|cow face"
+    " with hearts"
+).split("|")
 NOISE_WORDS = {"with", "of", "and", "in", "the", "on", "a", "an", "for", "to"}
 FACING = {"left", "right", "pointing", "anticlockwise", "clockwise"}  # names that a mirror would make wrong
 
@@ -35,7 +51,7 @@ class Emoji:
     words: tuple  # of the name
     kind: str  # sub-category, for example "food-fruit"
     images: tuple  # file names
-    is_person: bool  # people and hands, a third of all emoji and much alike
+    often: float  # how often it is drawn
 
     @property
     def kind_words(self):
@@ -75,17 +91,17 @@ def fetch(folder=FOLDER):
 
 
 def emojis(package=None):
-    """All emoji that have a picture and are a thing, in the order of the package."""
+    """All emoji of the categories above that have a picture, in the order of the package."""
     found = []
     for entry in json.loads(((package or fetch()) / "emoji.json").read_text()):
-        if entry["category"] in LEFT_OUT or not entry["has_img_google"]:
+        if entry["category"] not in OFTEN or not entry["has_img_google"]:
             continue
         variants = [v["image"] for v in entry.get("skin_variations", {}).values() if v["has_img_google"]]
-        person = entry["category"] == "People & Body"
+        often = OFTEN[entry["category"]]
         names = entry["name"] + " " + " ".join(entry["short_names"]).replace("_", " ")
         words = tuple(dict.fromkeys(words_of(names)))
         found.append(
-            Emoji(entry["name"].lower(), words, entry["subcategory"], (entry["image"], *variants), person)
+            Emoji(entry["name"].lower(), words, entry["subcategory"], (entry["image"], *variants), often)
         )
     return found
 
@@ -111,11 +127,14 @@ def vocabulary(found):
 
 
 def write_prompts(folder=Path(__file__).parent):
-    """prompts_fit.txt: names of the emoji trained on; prompts_test.txt: of the others with a known word."""
+    """prompts_fit.txt: names of the emoji trained on; prompts_test.txt: of the others with a known word, and
+    things that there are no emoji of.
+    """
     found = emojis()
     known = set(vocabulary(found))
     for held_out, name in ((False, "fit"), (True, "test")):
         names = [e.name for e in found if e.held_out == held_out and known & set(words_of(e.name))]
+        names += NO_EMOJI if held_out else []
         (folder / f"prompts_{name}.txt").write_text("\n".join(names) + "\n")
 
 

@@ -10,7 +10,7 @@ WORDS = 8  # of a prompt that the network sees
 
 
 class Stickers:
-    """Draws the emoji that are trained on, or those held out; people a third as often as things."""
+    """Draws the emoji that are trained on, or those held out."""
 
     def __init__(self, held_out=False):
         every = emojis()
@@ -19,7 +19,7 @@ class Stickers:
         images, starts = pictures(self.emojis)
         self.images, starts = torch.from_numpy(images), torch.from_numpy(starts)
         self.first, self.count = starts[:-1], starts.diff()
-        self.often = torch.tensor([1 / 3 if emoji.is_person else 1.0 for emoji in self.emojis])
+        self.often = torch.tensor([emoji.often for emoji in self.emojis])
         self.mirrors = torch.tensor([emoji.mirrors for emoji in self.emojis])
         index = {word: i for i, word in enumerate(self.vocabulary) if i}
         self.name_words = [[index[w] for w in emoji.words if w in index] for emoji in self.emojis]

@@ -27,11 +27,11 @@ from torch.nn import functional as F
 HERE = Path(__file__).parent
 # name: (steps, batch, learning rate, starts from)
 RUNS = {
-    "pixel": (4000, 128, 1.5e-3, None),
-    "flow": (1000, 128, 1e-3, "pixel"),
+    "pixel": (6000, 64, 1e-3, None),
+    "flow": (2000, 64, 7e-4, "pixel"),
     "autoencoder": (1200, 32, 2e-3, None),
-    "latent": (1400, 128, 1e-3, "pixel"),
-    "classifier": (1500, 128, 2e-3, None),
+    "latent": (2800, 64, 1e-3, "pixel"),
+    "classifier": (4000, 128, 2e-3, None),
 }
 
 
@@ -118,7 +118,10 @@ def train(name, args):
     stickers = Stickers()
     net = network(name, stickers).to(memory_format=torch.channels_last)
     ema = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    rare = [p for key, p in net.named_parameters() if "words" in key]  # each is seen seldom
+    others = [p for key, p in net.named_parameters() if "words" not in key]
+    groups = [{"params": others, "faster": 1}, {"params": rare, "faster": 5, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
     state_file, begin = FOLDER / f"{name}.state", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -135,7 +138,10 @@ def train(name, args):
     for step in range(begin, steps):
         for group in optimizer.param_groups:
             group["lr"] = (
-                rate * min(1, (step + 1) / 200) * max(0.01, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+                group["faster"]
+                * rate
+                * min(1, (step + 1) / 200)
+                * max(0.01, 0.5 + 0.5 * math.cos(math.pi * step / steps))
             )
         x, words = next(source)
         with torch.autocast("cpu", dtype=torch.bfloat16):
