@@ -19,7 +19,7 @@ import lmsd
 import numpy as np
 import report
 from classifier import frechet
-from common import about, calls_needed, config, sigmas, teacher, which
+from common import FIELDS, about, calls_needed, config, sigmas, teacher, which
 from emoji_model import SHIFT, noise
 from emoji_problem import problem
 from judge import Judge, psnr
@@ -43,7 +43,7 @@ PROMPTS = {
 }
 INTERRUPTED = 130
 BATCH = 4  # trajectories in a batch
-BEYOND = (10, 12, 14, 16)  # calls at which only the best published samplers are measured
+BEYOND = (10, 12, 14, 16)  # calls at which only the fields are measured
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Row:
     schedule: dict = field(default_factory=dict)
     calls: dict = field(default_factory=dict)  # with which a field is as near; None: more than were measured
     psnr: dict = field(default_factory=dict)
+    lpips: dict = field(default_factory=dict)
     frechet: dict = field(default_factory=dict)
     pictures: dict = field(default_factory=dict)  # of PROMPTS
     recognised: dict = field(default_factory=dict)  # how many of these
@@ -87,54 +88,51 @@ class Contest:
         own = self.problem
         return lmsd.compare(schedules, own.model, own.begin, own.like, **told)
 
-    def best(self, nfe, schedules):
-        """The finalists of some schedules and their distances, best first: all are tried on one batch."""
-        ranked, _ = gain.race({nfe: schedules}, self.measure, [BATCH, self.test], self.finalists)
-        return ranked[nfe]
+    def best(self, nfe, name, only=None):
+        """The finalists of a field with their distances, best first: all are tried on one batch.
 
-    def published(self, nfe, only=None):
-        """The best as published; `only`: of these solvers and grids, where a field has them."""
-        found = lmsd.rivals(nfe, "published", process=self.problem.process, **self._levels())
-        return self.best(nfe, [s for s in found if only is None or which(s) in only])
-
-    def strongest(self, nfe, schedule):
-        """The best of what the distillation found to be the strongest of everything that tuning makes."""
-        known = {f"{row['solver']}, {row['grid']}" for row in schedule.made_by["handcrafted"]}
-        found = lmsd.rivals(nfe, "strongest", process=self.problem.process, **self._levels())
-        return self.best(nfe, [s for s in found if which(s) in known])
-
-    def _levels(self):
+        `only`: solvers and grids, of which the field has more.
+        """
         shift = {"shift": SHIFT} if self.problem.process == "flow" else {}
-        return sigmas(self.problem) | shift
+        levels = {"process": self.problem.process, **sigmas(self.problem), **shift}
+        found = [s for s in lmsd.rivals(nfe, name, **levels) if only is None or which(s) in only]
+        ranked, _ = gain.race({nfe: found}, self.measure, [BATCH, self.test], self.finalists)
+        return ranked[nfe]
 
 
 def measured(contest, schedules, hits):
-    """(a Row for each distilled schedule, NFE -> finalists of the field as published)."""
-    rows, published = [], {}
-    for nfe, own in schedules.items():
-        if hits and rows:
+    """(a Row for each distilled schedule, field -> NFE -> its finalists).
+
+    The strongest are those that the distillation found to be so, of everything that tuning makes, at any NFE.
+    """
+    rows, fields = [], {name: {} for name in FIELDS}
+    known = [
+        f"{row['solver']}, {row['grid']}" for s in schedules.values() for row in s.made_by["handcrafted"]
+    ]
+    only = {"published": None, "strongest": set(known)}
+    for nfe in [*schedules, *BEYOND]:
+        if hits and (rows or nfe in BEYOND):
             break
         note(f"measuring {nfe} calls")
-        published[nfe] = contest.published(nfe)
-        strongest = sorted(contest.strongest(nfe, own) + published[nfe][:1], key=lambda pair: pair[1])
-        row = Row(nfe)
-        row.schedule = {"distilled": own, "published": published[nfe][0][0], "strongest": strongest[0][0]}
-        (distance,) = contest.measure([own])
-        row.distance = {
-            "distilled": distance,
-            "published": published[nfe][0][1],
-            "strongest": strongest[0][1],
-        }
-        rows.append(row)
-    for nfe in () if hits else BEYOND:
-        note(f"measuring {nfe} calls, published")
-        published[nfe] = contest.published(
-            nfe, {which(schedule) for schedule, _ in published[max(schedules)]}
-        )
+        for name, found in fields.items():
+            found[nfe] = contest.best(nfe, name, only[name])
+        both = fields["strongest"][nfe] + fields["published"][nfe][:1]
+        fields["strongest"][nfe] = sorted(both, key=lambda pair: pair[1])
+        if nfe == max(schedules):  # beyond, only those that are still good there
+            only["published"] = {which(schedule) for schedule, _ in fields["published"][nfe]}
+        if nfe in schedules:
+            own, best = schedules[nfe], {name: found[nfe][0] for name, found in fields.items()}
+            schedule = {"distilled": own, **{name: pair[0] for name, pair in best.items()}}
+            distance = {
+                "distilled": contest.measure([own])[0],
+                **{name: pair[1] for name, pair in best.items()},
+            }
+            rows.append(Row(nfe, distance, schedule))
     for row in rows:
-        curve = {nfe: finalists[0][1] for nfe, finalists in published.items() if finalists}
-        row.calls = {"published": calls_needed(curve, row.distance["distilled"])}
-    return rows, published
+        for name, found in fields.items():
+            curve = {nfe: ranked[0][1] for nfe, ranked in found.items()}
+            row.calls[name] = calls_needed(curve, row.distance["distilled"])
+    return rows, fields
 
 
 def looked_at(contest, rows):
@@ -165,6 +163,7 @@ def looked_at(contest, rows):
         for name, schedule in row.schedule.items():
             result = tested(schedule)
             row.psnr[name] = float(psnr(result, wanted).mean())
+            row.lpips[name] = float(judge.difference(result, wanted).mean())
             row.frechet[name] = frechet(judge.features(result), features)
             row.pictures[name] = shown(schedule)
             row.recognised[name] = recognised(row.pictures[name])
@@ -173,7 +172,7 @@ def looked_at(contest, rows):
 
 def table(rows):
     """Rows of texts; the first is the head."""
-    cells = [["NFE", "sampler", "distance", "PSNR, dB", "Frechet", "recognised", "its solver and grid"]]
+    cells = [["NFE", "sampler", "distance", "PSNR, dB", "seen", "Frechet", "recognised", "best of the field"]]
     for row in rows:
         for name, schedule in row.schedule.items():
             cells.append(
@@ -182,20 +181,18 @@ def table(rows):
                     gain.NAMES.get(name, name),
                     f"{row.distance[name]:.3f}",
                     f"{row.psnr[name]:.1f}",
+                    f"{row.lpips[name]:.3f}",
                     f"{row.frechet[name]:.3f}",
                     f"{row.recognised[name]} of {len(PROMPTS)}",
-                    which(schedule) if name in gain.NAMES else as_good(row),
+                    f"{which(schedule)}; as good at {as_good(row.calls[name])}" if name in FIELDS else "",
                 ]
             )
     return cells
 
 
-def as_good(row):
-    """With how many calls the field as published is as good as the distilled schedule."""
-    calls = row.calls["published"]
-    return "as good as " + (
-        "more calls than measured" if calls is None else f"{calls:.1f} calls as published"
-    )
+def as_good(calls):
+    """With how many calls a field is as good as the distilled schedule."""
+    return "more calls than measured" if calls is None else f"{calls:.1f} calls"
 
 
 def arguments():
@@ -243,7 +240,7 @@ def main():
             return INTERRUPTED
         distilled.save(args.out)
         contest = Contest(args)
-        rows, published = measured(contest, distilled.schedules, hits)
+        rows, fields = measured(contest, distilled.schedules, hits)
         goal = looked_at(contest, rows)
     cells = table(rows)
     print(
@@ -255,7 +252,7 @@ def main():
     )
     print_table(cells)
     how = {"args": args, "interrupted": bool(hits), "report": distilled.report, "prompts": list(PROMPTS)}
-    report.write(args.out, rows, published, goal, cells, how)
+    report.write(args.out, rows, fields, goal, cells, how)
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     print(f"\n{minutes} min {seconds} s. Open {args.out / 'report.html'}")
     if hits:

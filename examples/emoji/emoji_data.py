@@ -34,7 +34,7 @@ HELD_OUT = 20  # one in so many
 NO_EMOJI = (
     "blue apple|green cat|crying tiger|smiling banana|red whale|snow house|pink frog|yellow bird face|"
     "grinning melon|orange fish|purple heart face|angry bear|winking fox|cheese hamburger|fire heart|"
-    "moon face with smile|white flower|sleeping dog|blue butterfly|night castle|red bus|rainbow bread|"
+    "moon face with smile|orange flower|sleeping dog|blue butterfly|night castle|red bus|rainbow bread|"
     "green grapes|hot pot|chocolate ice cream|yellow trophy|crying monkey|kissing rabbit|black spider face|"
     "star sunglasses|cold penguin|flying saucer moon|palm island sun|strawberry cake|lemon tree|cow face"
     " with hearts"

@@ -70,18 +70,17 @@ def pictures(rows, goal, prompts):
     return figure
 
 
-def distance(rows, published):
-    """Distance against NFE: the best as published, the strongest, the distilled."""
+def distance(rows, fields):
+    """Distance against NFE: the best of each field, the distilled."""
     figure = Figure(figsize=(7, 4.8), layout="constrained")
     ax = figure.subplots()
-    curves = {"published": {nfe: found[0][1] for nfe, found in sorted(published.items()) if found}}
-    for name in ("strongest", "distilled"):
-        curves[name] = {row.nfe: row.distance[name] for row in rows}
+    curves = {name: {nfe: ranked[0][1] for nfe, ranked in found.items()} for name, found in fields.items()}
+    curves["distilled"] = {row.nfe: row.distance["distilled"] for row in rows}
     for name, line in curves.items():
         color = COLORS.get(name, DISTILLED)
         ax.plot(line.keys(), line.values(), "o-", color=color, lw=2.5, ms=5, label=gain.NAMES.get(name, name))
     for row in rows:
-        calls = row.calls["published"]
+        calls = row.calls["strongest"]
         if not calls or calls <= row.nfe:
             continue
         level = row.distance["distilled"]
@@ -92,12 +91,12 @@ def distance(rows, published):
         ax.annotate(times, ((row.nfe + calls) / 2, level), color=DISTILLED, **place)
     ax.set(yscale="log", xlabel="model calls a sample (NFE)", ylabel="mean distance to the teacher")
     ax.set_title(
-        "Lower and further left is better. Arrows: how many times\nfewer calls than the best as published"
+        "Lower and further left is better. Arrows: how many times\nfewer calls than the strongest field"
     )
     ax.yaxis.set_major_locator(FixedLocator([a * 10**b for b in range(-3, 3) for a in (1, 2, 5)]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.xaxis.set_major_locator(FixedLocator(sorted(published)))
+    ax.xaxis.set_major_locator(FixedLocator(sorted(fields["published"])))
     ax.grid(axis="y", color="#eeeeee", zorder=0)
     ax.legend(frameon=False)
     return figure
@@ -210,8 +209,9 @@ the distilled schedule. The noise is new to the distillation.</p>
 </table></div>
 <p>Measured on {test} trajectories from prompts that neither the network nor the distillation has seen.
 <b>Distance</b>: mean Euclidean distance to the teacher's end point; lower is better. <b>PSNR</b>: of the
-picture to the teacher's; higher is better. <b>Fr&eacute;chet</b>: distance to the teacher's pictures in the
-features of a classifier of emoji that no fit sees; lower is better, and it compares only within this page.
+picture to the teacher's; higher is better. <b>Seen</b>: the difference that people see, in the manner of
+LPIPS, in the layers of a classifier of emoji; lower is better. <b>Fr&eacute;chet</b>: distance to the
+teacher's pictures in the features of that classifier, which no fit sees; lower is better, and it compares only within this page.
 <b>Recognised</b>: of the pictures above, those whose kind the classifier names; the teacher has {recognised}.
 <b>Best as published</b>: of all published solvers as hosts have them, on their usual grids.
 <b>Strongest</b>: the best of these and of what the distillation found strongest of everything that tuning
@@ -286,7 +286,7 @@ def table(cells):
     return "\n".join(lines)
 
 
-def write(out, rows, published, goal, cells, how):
+def write(out, rows, fields, goal, cells, how):
     """Writes pictures.png, few.png, distance.png, schedules.png and report.html to the folder `out`."""
     links, prompts = {}, how["prompts"]
     schedules = {row.nfe: row.schedule["distilled"] for row in rows}
@@ -295,7 +295,7 @@ def write(out, rows, published, goal, cells, how):
         figures = {
             "pictures": pictures(rows, goal, prompts),
             "few": pictures(few, goal, prompts[:5]),
-            "distance": distance(rows, published),
+            "distance": distance(rows, fields),
             "schedules": learned(schedules),
         }
         for name, figure in figures.items():
