@@ -41,12 +41,14 @@ def sigmas(problem):
 
 def teacher(problem):
     """The teacher's schedule."""
-    return lmsd.solve(TEACHER["teacher"], nfe=TEACHER["teacher_nfe"], **sigmas(problem))
+    solver, nfe = TEACHER["teacher"], TEACHER["teacher_nfe"]
+    return lmsd.solve(solver, nfe=nfe, process=problem.process, **sigmas(problem))
 
 
 def field(problem, nfe, name, solvers=None):
     """The schedules of a field of published solvers, or those of `solvers` in it."""
-    found = lmsd.rivals(nfe, name, process=problem.process, **sigmas(problem))
+    shift = problem.made_for.get("shift")  # of flow models
+    found = lmsd.rivals(nfe, name, process=problem.process, shift=shift, **sigmas(problem))
     return [schedule for schedule in found if not solvers or schedule.made_by["solver"] in solvers]
 
 

@@ -19,8 +19,9 @@ import lmsd
 import numpy as np
 import report
 from classifier import frechet
-from common import FIELDS, about, calls_needed, config, sigmas, teacher, which
-from emoji_model import SHIFT, noise
+from common import FIELDS, about, calls_needed, teacher, which
+from common import field as the_field
+from emoji_model import noise
 from emoji_problem import problem
 from judge import Judge, psnr
 from lmsd import gain
@@ -42,7 +43,7 @@ PROMPTS = {
     "owl": "animal-bird",
 }
 INTERRUPTED = 130
-BATCH = 4  # trajectories in a batch
+BATCH = 4  # trajectories in a batch: for fits the cheapest
 BEYOND = (10, 12, 14, 16)  # calls at which only the fields are measured
 
 
@@ -80,23 +81,29 @@ class Contest:
 
     def __init__(self, args):
         self.problem = problem(args.model, args.guidance, BATCH, args.seed + 1, test=True)
-        self.test, self.finalists = args.test, args.finalists
+        self.batches, self.finalists = range(args.test // BATCH), args.finalists
+        self.teacher = teacher(self.problem)
+        self.wanted = self.ends(self.teacher, self.batches)
 
-    def measure(self, schedules, trajectories=None):
-        """Distance of each over the first trajectories, by default all."""
-        told = {**config(self.problem), "held_out": trajectories or self.test}
+    def ends(self, schedule, batches):
+        """End points [n, ...] of the trajectories of some batches."""
         own = self.problem
-        return lmsd.compare(schedules, own.model, own.begin, own.like, **told)
+        return np.concatenate([lmsd.sample(schedule, own.begin(index), own.model) for index in batches])
+
+    def measure(self, schedules, batches=None):
+        """Distance of each over the first trajectories, by default all."""
+        chosen = self.batches[:batches]
+        wanted = self.wanted[: len(chosen) * BATCH]
+        differences = [self.ends(schedule, chosen) - wanted for schedule in schedules]
+        return [float(np.linalg.norm(d.reshape(len(d), -1), axis=1).mean()) for d in differences]
 
     def best(self, nfe, name, only=None):
         """The finalists of a field with their distances, best first: all are tried on one batch.
 
         `only`: solvers and grids, of which the field has more.
         """
-        shift = {"shift": SHIFT} if self.problem.process == "flow" else {}
-        levels = {"process": self.problem.process, **sigmas(self.problem), **shift}
-        found = [s for s in lmsd.rivals(nfe, name, **levels) if only is None or which(s) in only]
-        ranked, _ = gain.race({nfe: found}, self.measure, [BATCH, self.test], self.finalists)
+        found = [s for s in the_field(self.problem, nfe, name) if only is None or which(s) in only]
+        ranked, _ = gain.race({nfe: found}, self.measure, [1, None], self.finalists)
         return ranked[nfe]
 
 
@@ -148,16 +155,13 @@ def looked_at(contest, rows):
         return own.emoji.pictures(lmsd.sample(schedule, start, model))
 
     def tested(schedule):
-        batches = range(1 << 21, (1 << 21) + contest.test // BATCH)
-        return own.emoji.pictures(
-            np.concatenate([lmsd.sample(schedule, own.begin(index), own.model) for index in batches])
-        )
+        return own.emoji.pictures(contest.ends(schedule, contest.batches))
 
     def recognised(pictures):
         return sum(a == b for a, b in zip(judge.kinds(pictures), PROMPTS.values(), strict=True))
 
-    goal = teacher(own)
-    wanted, pictures = tested(goal), shown(goal)
+    goal = contest.teacher
+    wanted, pictures = own.emoji.pictures(contest.wanted), shown(goal)
     features = judge.features(wanted)
     for row in rows:
         for name, schedule in row.schedule.items():
@@ -243,9 +247,7 @@ def main():
         rows, fields = measured(contest, distilled.schedules, hits)
         goal = looked_at(contest, rows)
     cells = table(rows)
-    print(
-        f"\n{contest.test} test trajectories, prompts that neither the network nor the distillation has seen."
-    )
+    print(f"\n{args.test} test trajectories, prompts that neither the network nor the distillation has seen.")
     print("Distance and PSNR to the teacher's result, Frechet distance to its results. Recognised: pictures")
     print(
         f"whose kind a classifier names, of which the teacher has {goal['recognised']} of {len(PROMPTS)}.\n"

@@ -211,7 +211,8 @@ the distilled schedule. The noise is new to the distillation.</p>
 <b>Distance</b>: mean Euclidean distance to the teacher's end point; lower is better. <b>PSNR</b>: of the
 picture to the teacher's; higher is better. <b>Seen</b>: the difference that people see, in the manner of
 LPIPS, in the layers of a classifier of emoji; lower is better. <b>Fr&eacute;chet</b>: distance to the
-teacher's pictures in the features of that classifier, which no fit sees; lower is better, and it compares only within this page.
+teacher's pictures in the features of that classifier, which no fit sees; lower is better, and it compares
+only within this page.
 <b>Recognised</b>: of the pictures above, those whose kind the classifier names; the teacher has {recognised}.
 <b>Best as published</b>: of all published solvers as hosts have them, on their usual grids.
 <b>Strongest</b>: the best of these and of what the distillation found strongest of everything that tuning

@@ -27,11 +27,11 @@ from torch.nn import functional as F
 HERE = Path(__file__).parent
 # name: (steps, batch, learning rate, starts from)
 RUNS = {
-    "pixel": (6000, 64, 1e-3, None),
-    "flow": (2000, 64, 7e-4, "pixel"),
+    "pixel": (4000, 64, 1e-3, None),
+    "flow": (1500, 64, 7e-4, "pixel"),
     "autoencoder": (1200, 32, 2e-3, None),
-    "latent": (2800, 64, 1e-3, "pixel"),
-    "classifier": (4000, 128, 2e-3, None),
+    "latent": (2000, 64, 1e-3, "pixel"),
+    "classifier": (3000, 128, 2e-3, None),
 }
 
 
