@@ -19,7 +19,6 @@ class Stickers:
         images, starts = pictures(self.emojis)
         self.images, starts = torch.from_numpy(images), torch.from_numpy(starts)
         self.first, self.count = starts[:-1], starts.diff()
-        self.often = torch.tensor([emoji.often for emoji in self.emojis])
         self.mirrors = torch.tensor([emoji.mirrors for emoji in self.emojis])
         index = {word: i for i, word in enumerate(self.vocabulary) if i}
         self.name_words = [[index[w] for w in emoji.words if w in index] for emoji in self.emojis]
@@ -29,7 +28,7 @@ class Stickers:
 
     def draw(self, n):
         """n numbers of emoji."""
-        return torch.multinomial(self.often, n, replacement=True)
+        return torch.randint(len(self.emojis), (n,))
 
     def picture(self, which, size=64):
         """[n, 3, size, size] in -1..1 of the emoji `which` [n]; size 64 or 32."""
