@@ -1,4 +1,4 @@
-# make demo    distills an emoji model, writes out/demo/report.html
+# make demo    distills the digits network, writes out/demo/report.html
 # make check   the quick checks: format, lints, Rust tests, fast Python tests
 # make test    everything that is checked: Rust, C, C++, Python
 # make help    the rest
@@ -15,7 +15,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 	library venv venv-check venv-test wheel clean
 
 help:
-	@echo "make demo            distill an emoji model for 3 to 8 calls; pictures and figures in out/demo"
+	@echo "make demo            distill the digits network at guidance 3, NFE 3 to 8; report in out/demo"
 	@echo "make check           format, lints, Rust tests and fast Python tests; without torch and libtorch"
 	@echo "make test            lint, Rust, C, C++ and Python tests; says first what it downloads and skips"
 	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
@@ -81,7 +81,7 @@ $(VENV)/.test: tests/requirements.txt tests/requirements-check.txt tests/require
 	touch $@
 
 demo: library venv
-	$(PY) examples/emoji/demo.py --out out/demo
+	$(PY) examples/digits/demo.py --out out/demo
 
 # Both checks and tests run these.
 lint: venv-check
@@ -120,7 +120,7 @@ test-python-package:
 	$(PY) -m pytest -q bindings/python
 
 test-python-others:
-	$(PY) -m pytest -q bindings/comfyui tests/peers examples/digits examples/photos examples/emoji
+	$(PY) -m pytest -q bindings/comfyui tests/peers examples/digits examples/photos
 
 # What is written from the descriptions in the code: the header, and the functions of Python that take options.
 generate: venv-check
