@@ -10,7 +10,8 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "emoji"))
+EMOJI = Path(__file__).parents[1] / "examples" / "emoji"
+sys.path.insert(0, str(EMOJI))
 
 from mixture import mixture
 from problem import problem as digits
@@ -39,10 +40,10 @@ NETWORKS = {
     "digits, guidance 3": lambda size, seed: digits(3.0, size=size, seed=seed),
     "mixture": lambda size, seed: mixture(size=size, seed=seed),
     "photos": photos,
-    "emoji, pixel": functools.partial(emoji, "pixel"),
-    "emoji, flow": functools.partial(emoji, "flow"),
-    "emoji, latent": functools.partial(emoji, "latent"),
 }
+for _model in ("pixel", "flow", "latent"):  # those that have been trained
+    if (EMOJI / f"{_model}.onnx").exists():
+        NETWORKS[f"emoji, {_model}"] = functools.partial(emoji, _model)
 DEAR = {"photos": 3, "emoji, pixel": 2, "emoji, flow": 2, "emoji, latent": 2}  # name -> seeds
 
 
