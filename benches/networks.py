@@ -10,12 +10,12 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
-EMOJI = Path(__file__).parents[1] / "examples" / "emoji"
-sys.path.insert(0, str(EMOJI))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "emoji"))
 
 from mixture import mixture
 from problem import problem as digits
 
+EMOJI = Path(__file__).parents[1] / "examples" / "emoji"
 TEST_SEED, TEST_SIZE = 1000, 64  # of the noise of the test trajectories
 
 
