@@ -2,9 +2,8 @@
 
 One U-Net, of about 1.8 million parameters, on a grid of 16x16: a picture of 32x32 comes as patches of 2x2
 pixels, a latent of 16x16x4 as it is. It is told the noise level and the words of the prompt, whose learned
-vectors are averaged. Weights and activations keep their magnitudes (Karras et al. 2024, arXiv 2312.02696), so
-it has neither biases nor learned norms. The pixel and latent models are preconditioned as in EDM (Karras et
-al. 2022, 2206.00364); the flow model predicts the velocity of a rectified flow (Liu et al. 2022, 2209.03003).
+vectors are averaged. The pixel and latent models are preconditioned as in EDM (Karras et al. 2022, arXiv
+2206.00364); the flow model predicts the velocity of a rectified flow (Liu et al. 2022, arXiv 2209.03003).
 """
 
 import math
@@ -17,54 +16,39 @@ WIDTH, DEEP, EMBED, WORD, HEADS, FREQUENCIES = 96, 128, 128, 64, 4, 8
 SIGMA_DATA = 0.5
 
 
-def normal(h):
-    """h with the channels of each place scaled to a mean square of 1."""
-    return h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-4)
-
-
-def silu(h):
-    """SiLU, scaled so that it keeps the variance of normal values."""
-    return F.silu(h) / 0.596
-
-
-def mixed(a, b, share):
-    """(1 - share) a + share b, scaled so that it keeps the variance of independent values."""
-    return ((1 - share) * a + share * b) / math.hypot(share, 1 - share)
-
-
-def conv(inputs, outputs, size=3):
-    return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
-
-
 class Block(nn.Module):
-    """A residual block, whose inner channels are scaled by the embedding."""
+    """h + conv(silu((1 + scale) norm(conv(silu(norm(h)))) + shift)); the embedding gives scale and shift."""
 
     def __init__(self, width):
         super().__init__()
-        self.conv1, self.conv2 = conv(width, width), conv(width, width)
-        self.modulation = nn.Linear(EMBED, width, bias=False)
-        self.gain = nn.Parameter(torch.zeros(()))
+        self.norm1, self.norm2 = nn.GroupNorm(16, width), nn.GroupNorm(16, width)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.modulation = nn.Linear(EMBED, 2 * width)
+        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, h, emb):
-        h = normal(h)
-        scale = 1 + self.gain * self.modulation(emb)[:, :, None, None]
-        return mixed(h, self.conv2(silu(self.conv1(silu(h)) * scale)), 0.3)
+        scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, 1)
+        a = self.conv1(F.silu(self.norm1(h)))
+        return h + self.conv2(F.silu(self.norm2(a) * (1 + scale) + shift))
 
 
 class Attention(nn.Module):
-    """Self-attention between all positions, by cosines."""
+    """Self-attention between all positions."""
 
     def __init__(self, width):
         super().__init__()
-        self.qkv, self.out = conv(width, 3 * width, 1), conv(width, width, 1)
+        self.norm, self.qkv, self.out = (
+            nn.GroupNorm(16, width),
+            nn.Conv2d(width, 3 * width, 1),
+            nn.Conv2d(width, width, 1),
+        )
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, h):
         batch, width, height, columns = h.shape
-        parts = self.qkv(h).reshape(batch, 3 * HEADS, width // HEADS, height * columns)
-        q, k, v = normal(parts.transpose(1, 2)).transpose(1, 2).chunk(3, 1)
+        q, k, v = self.qkv(self.norm(h)).reshape(batch, 3, HEADS, width // HEADS, height * columns).unbind(1)
         weights = (q.transpose(2, 3) @ k / math.sqrt(width // HEADS)).softmax(-1)
-        seen = (v @ weights.transpose(2, 3)).reshape(batch, width, height, columns)
-        return mixed(h, self.out(seen), 0.3)
+        return h + self.out((v @ weights.transpose(2, 3)).reshape(batch, width, height, columns))
 
 
 class Unet(nn.Module):
@@ -74,46 +58,38 @@ class Unet(nn.Module):
         super().__init__()
         self.patch, inside = patch, channels * patch * patch
         self.words = nn.Embedding(words, WORD)
-        self.embed_words = nn.Linear(WORD, EMBED, bias=False)
-        self.embed_noise = nn.Linear(2 * FREQUENCIES, EMBED, bias=False)
-        self.embed = nn.Linear(EMBED, EMBED, bias=False)
-        self.input = conv(inside + 1, WIDTH)
+        self.embed_words, self.embed_noise = nn.Linear(WORD, EMBED), nn.Linear(2 * FREQUENCIES, EMBED)
+        self.embed = nn.Linear(EMBED, EMBED)
+        self.input = nn.Conv2d(inside, WIDTH, 3, padding=1)
         self.down = nn.ModuleList(Block(WIDTH) for _ in range(2))
-        self.shrink, self.grow = conv(4 * WIDTH, DEEP, 1), conv(DEEP, 4 * WIDTH, 1)
+        self.shrink, self.grow = nn.Conv2d(4 * WIDTH, DEEP, 1), nn.Conv2d(DEEP, 4 * WIDTH, 1)
         self.middle = nn.ModuleList(Block(DEEP) for _ in range(2))
         self.attention = nn.ModuleList(Attention(DEEP) for _ in range(2))
         self.up = nn.ModuleList(Block(WIDTH) for _ in range(2))
-        self.output, self.gain = conv(WIDTH, inside), nn.Parameter(torch.zeros(()))
-        self.normalise()
-
-    @torch.no_grad()
-    def normalise(self):
-        """Scales the weights of each output to norm 1, as after every step of training."""
-        for name, weight in self.named_parameters():
-            if weight.ndim > 1 and name != "words.weight":
-                flat = weight.flatten(1)
-                flat.div_(flat.norm(dim=1, keepdim=True) + 1e-6)
+        self.norm, self.output = nn.GroupNorm(16, WIDTH), nn.Conv2d(WIDTH, inside, 3, padding=1)
+        nn.init.zeros_(self.output.weight)
 
     def embedding(self, noise, words):
         angle = noise[:, None] * torch.arange(1, FREQUENCIES + 1, device=noise.device)
-        waves = math.sqrt(2) * torch.cat([angle.cos(), angle.sin()], 1)
         said = (words > 0).to(noise.dtype)[:, :, None]
-        text = (self.words(words) * said).sum(1) / said.sum(1).clamp(min=1).sqrt()
-        return silu(self.embed(silu(mixed(self.embed_noise(waves), self.embed_words(text), 0.6))))
+        text = (self.words(words) * said).sum(1) / said.sum(1).clamp(min=1)
+        emb = self.embed_words(text) + self.embed_noise(torch.cat([angle.cos(), angle.sin()], 1))
+        return F.silu(self.embed(F.silu(emb)))
 
     def forward(self, x, noise, words):
         emb = self.embedding(noise, words)
-        h = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-        h = skip = self.input(torch.cat([h, torch.ones_like(h[:, :1])], 1))
+        h = skip = self.input(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         for block in self.down:
             h = block(h, emb)
         deep = self.shrink(F.pixel_unshuffle(h, 2))
-        for block, attention in zip(self.middle, self.attention, strict=True):
-            deep = attention(block(deep, emb))
-        h = mixed(h, F.pixel_shuffle(self.grow(deep), 2), 0.5)
+        for i, block in enumerate(self.middle):
+            deep = block(deep, emb)
+            if i < len(self.attention):
+                deep = self.attention[i](deep)
+        h = h + F.pixel_shuffle(self.grow(deep), 2)
         for block in self.up:
             h = block(h, emb)
-        h = self.gain * self.output(silu(normal(mixed(h, skip, 0.3))))
+        h = self.output(F.silu(self.norm(h + skip)))
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 

@@ -27,10 +27,10 @@ from torch.nn import functional as F
 HERE = Path(__file__).parent
 # name: (steps, batch, learning rate, starts from)
 RUNS = {
-    "pixel": (5000, 128, 0.01, None),
-    "flow": (1000, 128, 0.005, "pixel"),
+    "pixel": (3500, 128, 1.2e-3, None),
+    "flow": (1000, 128, 1e-3, "pixel"),
     "autoencoder": (1200, 32, 2e-3, None),
-    "latent": (1500, 128, 0.008, "pixel"),
+    "latent": (1500, 128, 1e-3, "pixel"),
     "classifier": (3000, 128, 2e-3, None),
 }
 
@@ -111,16 +111,6 @@ def save(name, ema, stickers):
     path.chmod(0o644)
 
 
-def groups(net):
-    """The parameters with factors of their learning rates: the size of an element of normalised weights."""
-    sizes = {}
-    for key, p in net.named_parameters():
-        normalised = isinstance(net, Denoiser) and p.ndim > 1 and key != "unet.words.weight"
-        size = 1 / math.sqrt(p[0].numel()) if normalised else 1.0
-        sizes.setdefault(size, []).append(p)
-    return [{"params": params, "factor": size} for size, params in sizes.items()]
-
-
 def train(name, args):
     steps, batch, rate, _ = RUNS[name]
     steps = args.steps or steps
@@ -128,7 +118,10 @@ def train(name, args):
     stickers = Stickers()
     net = network(name, stickers).to(memory_format=torch.channels_last)
     ema = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.Adam(groups(net), lr=rate, betas=(0.9, 0.99))
+    rare = [p for key, p in net.named_parameters() if "words" in key]  # each is seen seldom
+    others = [p for key, p in net.named_parameters() if "words" not in key]
+    groups = [{"params": others, "faster": 1}, {"params": rare, "faster": 3, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
     state_file, begin = FOLDER / f"{name}.state", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -145,7 +138,7 @@ def train(name, args):
     for step in range(begin, steps):
         for group in optimizer.param_groups:
             group["lr"] = (
-                group["factor"]
+                group["faster"]
                 * rate
                 * min(1, (step + 1) / 200)
                 * max(0.01, 0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -157,8 +150,6 @@ def train(name, args):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        if isinstance(net, Denoiser):
-            net.unet.normalise()
         decay = min(0.999, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
         seen += loss.item()
