@@ -493,6 +493,16 @@ typedef struct lmsd_problem {
    * then says so. May be NULL.
    */
   int (*error)(void *user_data, const char **text);
+  /**
+   * Features of end points, for distances to the teacher's in a space of the host's choice: those of the
+   * current batch's `x`, with which the option "feature_weight" goes. Writes a tensor of any shape, with as many
+   * trajectories as `x`, to `*features`: with the host's own tensors a new one, which the library hands to the
+   * host's `release`; with the built-in ones a `lmsd_tensor` of any dtype, which stays as it is until the next
+   * call of this function or the end of the distillation. The same `x` always gives the same features, and all
+   * `x` of one shape give features of one shape. A fit asks for them once for each unknown of a linearisation
+   * and each trial, on each batch. May be NULL.
+   */
+  int (*features)(void *user_data, const void *x, void **features);
 } lmsd_problem;
 
 /**
@@ -948,6 +958,18 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  *   levels.
  * - "weight_sums" (string; "free" or "affine"; default: "free"): Whether the weights of a node may have any
  *   sum, which fits better, or must sum to 1 as in every published data-prediction method.
+ * - "objective" (string; "end" or "trajectory"; default: "end"): Which distances a fit lowers: those to the
+ *   teacher's end points, or the mean over the schedule's nodes of those to the teacher's states at the same
+ *   noise levels, as in DLMS (OpenReview vkOFOUDLTn). What decides between fits, and is reported, is the
+ *   distance of end points all the same. "trajectory" takes memory: 2 tensors for each of the teacher's
+ *   calls, on the batches of the ranking and those in work, and `nfe` tensors for each unknown of a
+ *   Jacobian.
+ * - "feature_weight" (number; 0 to 1; default: 1 where the host has features, else 0): Share of the distance
+ *   between the host's features in every distance that is fitted to, decides or is reported: 1 is features
+ *   alone, in their own unit, and 0 no features. Between them, distances are (1 - w) d / s + w D / S: d is
+ *   the distance between end points and D that between their features, s and S are the root mean square
+ *   lengths of the teacher's end points and of their features over the trajectories that rank the published
+ *   solvers, or over those of a comparison.
  * - "order" (integer; weights; 1 to 50; default: all of its history): Most weights that a node may have.
  * - "fit_sigmas" (boolean; default: true): Whether noise levels may move.
  * - "fit_start" (boolean; default: true): Whether the first noise level may move below that of x_T. Not for
@@ -970,8 +992,8 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  *   it.
  * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
  *   `model_hash`, `guidance_scale`, `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
- * - "seeds" (string; default: none): The host's name for its noise and its conditions, copied into the
- *   schedules. A checkpoint made with another one is refused.
+ * - "seeds" (string; default: none): The host's name for its noise, its conditions and its features, copied
+ *   into the schedules. A checkpoint made with another one is refused.
  *
  * The result holds one schedule for each NFE. One that does not beat every handcrafted solver on
  * held-out trajectories is replaced by the best of those and says so (`"improved": false`).
@@ -1041,6 +1063,12 @@ void lmsd_distilled_free(struct lmsd_distilled *distilled);
  *   tenth of the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
  * - "teacher_grid" (grid; default: karras with rho 7, for flow uniform in t): The teacher's grid of noise
  *   levels.
+ * - "feature_weight" (number; 0 to 1; default: 1 where the host has features, else 0): Share of the distance
+ *   between the host's features in every distance that is fitted to, decides or is reported: 1 is features
+ *   alone, in their own unit, and 0 no features. Between them, distances are (1 - w) d / s + w D / S: d is
+ *   the distance between end points and D that between their features, s and S are the root mean square
+ *   lengths of the teacher's end points and of their features over the trajectories that rank the published
+ *   solvers, or over those of a comparison.
  * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
  *   `model_hash`, `guidance_scale`, `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
  *

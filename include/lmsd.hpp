@@ -300,6 +300,8 @@ template <class T> struct Problem {
     std::size_t rank = 0, ranks = 1;
     /// Adds `count` values up over all ranks, in place; needed by more ranks than one.
     std::function<void(std::size_t count, double *values)> sum;
+    /// Features of end points of the current batch, as many for each trajectory; see lmsd_problem. May be empty.
+    std::function<std::vector<T>(Span<const T> x)> features;
 };
 
 /// What a distillation leaves: a schedule for each NFE, smallest first, and a report in JSON.
@@ -315,6 +317,9 @@ template <class T, class Call> void with_problem(const Problem<T> &problem, cons
     struct Run : Keeper {
         const Problem<T> &problem;
         const decltype(problem.model) &model;
+        std::vector<T> features; // the last ones, as `described` says
+        Shape shape;
+        lmsd_tensor described{};
         explicit Run(const Problem<T> &p) : problem(p), model(p.model) {}
     } run(problem);
     T nothing{}; // `like` is not read
@@ -342,6 +347,19 @@ template <class T, class Call> void with_problem(const Problem<T> &problem, cons
         raw.sum = [](void *user_data, std::size_t count, double *values) -> int {
             auto &run = *static_cast<Run *>(user_data);
             return run.run([&] { return run.problem.sum(count, values), 0; });
+        };
+    }
+    if (problem.features) {
+        raw.features = [](void *user_data, const void *x, void **features) -> int {
+            auto &run = *static_cast<Run *>(user_data);
+            return run.run([&] {
+                run.features = run.problem.features(span<const T>(x));
+                auto trajectories = run.problem.shape.at(0);
+                run.shape = {trajectories, static_cast<std::int64_t>(run.features.size()) / trajectories};
+                run.described = describe(run.features.data(), run.shape);
+                *features = &run.described;
+                return 0;
+            });
         };
     }
     run.check(call(&raw));

@@ -162,6 +162,19 @@ impl Backend {
         }
     }
 
+    /// A tensor that a callback made: the host's own, which is released in time, or a copy of a built-in one.
+    ///
+    /// # Safety
+    /// `tensor` is NULL or a tensor of this backend; the host's own is nobody else's.
+    pub unsafe fn adopt(&self, tensor: *mut c_void, what: &str) -> Result<Handle> {
+        match self {
+            // SAFETY: the caller's promise.
+            Self::Cpu => self.copy(&unsafe { self.borrow(tensor, what) }?),
+            Self::Host(_) if tensor.is_null() => Err(null(what)),
+            Self::Host(host) => Ok(Handle::Host { tensor, owner: Some(*host) }),
+        }
+    }
+
     /// The size of dimension 0.
     pub fn trajectories(&self, tensor: &Handle) -> usize {
         match (self, tensor) {

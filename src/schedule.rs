@@ -147,6 +147,9 @@ pub struct MadeBy {
     /// Version of the library that made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub library_version: Option<String>,
+    /// Share of the host's features in these distances; None where they are between end points alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_weight: Option<f64>,
     /// Held-out distance of this schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distance: Option<f64>,

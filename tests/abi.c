@@ -1201,6 +1201,10 @@ struct work {
     size_t progressed, purposes[LMSD_PURPOSE_CHECK + 1];
     lmsd_purpose purpose; /* of the last call */
     size_t odd_rows, odd_columns; /* of matrices of odd batches, where not 0 */
+    size_t feature_rows, featured, stop_features_at; /* rows of features, those asked for so far */
+    double features[5 * BATCH];
+    lmsd_tensor feature_tensor;
+    int64_t feature_shape[2];
     lmsd_progress last;
     bool wrong;
 };
@@ -1210,7 +1214,8 @@ static struct work work_of(bool matrices) {
     w.framework.fail_at = SIZE_MAX;
     w.framework.run = run_of(NULL);
     w.matrices = matrices;
-    w.stop_begin_at = w.stop_model_at = w.nan_at = w.stop_progress_at = SIZE_MAX;
+    w.stop_begin_at = w.stop_model_at = w.nan_at = w.stop_progress_at = w.stop_features_at = SIZE_MAX;
+    w.feature_rows = BATCH;
     w.lowest_batch = UINT64_MAX;
     return w;
 }
@@ -1265,6 +1270,32 @@ static int work_progress(void *user_data, const lmsd_progress *p) {
     return w->progressed++ >= w->stop_progress_at ? 63 : 0;
 }
 
+/* Of each row of 3 a row of 5: its numbers doubled, and two zeros. Distances between such are doubled. */
+static int work_features(void *user_data, const void *x, void **features) {
+    struct work *w = user_data;
+    const double *in = w->matrices ? ((const struct matrix *)x)->data : ((const lmsd_tensor *)x)->data;
+    double *out = w->features;
+    if (w->featured++ == w->stop_features_at) return 64;
+    if (w->matrices) {
+        struct matrix *m = matrix_new(w->feature_rows, 5);
+        w->framework.live++, w->framework.made++;
+        out = m->data, *features = m;
+    } else {
+        w->feature_tensor = f64(out), w->feature_tensor.shape = w->feature_shape;
+        w->feature_shape[0] = (int64_t)w->feature_rows, w->feature_shape[1] = 5;
+        *features = &w->feature_tensor;
+    }
+    for (size_t b = 0; b < w->feature_rows; b++) {
+        for (size_t i = 0; i < 5; i++) out[5 * b + i] = i < 3 ? 2 * in[3 * b + i] : 0;
+    }
+    return 0;
+}
+
+static int no_features(void *user_data, const void *x, void **features) {
+    (void)user_data, (void)x, (void)features;
+    return 0;
+}
+
 static lmsd_problem problem_of(struct work *w, const void *like) {
     lmsd_problem p = {.struct_size = sizeof p, .user_data = w, .like = like, .begin = work_begin,
                       .model = work_model, .progress = work_progress};
@@ -1287,6 +1318,53 @@ static void nodes_text(const lmsd_schedule *s, char *text, size_t room) {
         }
         used += (size_t)snprintf(text + used, room - used, "\n");
     }
+}
+
+/* Distances in features of another shape, with both kinds of tensors. */
+static void test_features(void) {
+    const char *options = "{\"nfe\": 3, " DISTIL "}", *mixed = "{\"feature_weight\": 0.5, " DISTIL "}";
+    double data[SIZE] = {0};
+    lmsd_tensor like = f64(data);
+    struct matrix *like_matrix = matrix_new(BATCH, 3);
+    for (int hosted = 0; hosted < 2; hosted++) {
+        struct work w = work_of(hosted);
+        lmsd_host host = host_of(&w.framework);
+        const lmsd_host *of = hosted ? &host : NULL;
+        lmsd_problem problem = problem_of(&w, hosted ? (const void *)like_matrix : &like);
+        lmsd_distilled *made[2] = {NULL, NULL}, *none = NULL;
+        lmsd_schedule *found[2] = {NULL, NULL};
+        for (int i = 0; i < 2; i++) {
+            problem.features = i ? work_features : NULL;
+            OK(lmsd_distill(options, of, &problem, &made[i]));
+            OK(lmsd_distilled_schedule(made[i], 0, &found[i]));
+            lmsd_distilled_free(made[i]);
+            w.last_calls = 0;
+        }
+        CHECK(w.featured > 0 && w.framework.live == 0 && !w.wrong);
+        const lmsd_schedule *compared[] = {found[0], found[1]};
+        double plain[2], featured[2], mix[2];
+        OK(lmsd_compare(options, of, &problem, 2, compared, featured));
+        OK(lmsd_compare(mixed, of, &problem, 2, compared, mix));
+        problem.features = NULL;
+        OK(lmsd_compare(options, of, &problem, 2, compared, plain));
+        problem.features = work_features;
+        for (int i = 0; i < 2; i++) CHECK(plain[i] > 0 && fabs(featured[i] / plain[i] - 2) < 1e-9);
+        CHECK(fabs(plain[1] / plain[0] - 1) < 0.02); /* the same fit */
+        CHECK(fabs(mix[1] / mix[0] - plain[1] / plain[0]) < 1e-9 && w.framework.live == 0);
+
+        w = work_of(hosted), w.feature_rows = BATCH - 1;
+        REFUSED(lmsd_distill(options, of, &problem, &none), INVALID_TENSOR, "features gave 3 trajectories for the 4 of x");
+        w = work_of(hosted), w.stop_features_at = 40;
+        REFUSED(lmsd_distill(options, of, &problem, &none), STOPPED, "the features callback returned 64");
+        problem.features = no_features;
+        REFUSED(lmsd_distill(options, of, &problem, &none), INVALID_ARGUMENT, "what features wrote is NULL");
+        problem.features = NULL;
+        REFUSED(lmsd_distill(mixed, of, &problem, &none), INVALID_ARGUMENT, "feature_weight is 0.5");
+        REFUSED(lmsd_compare(mixed, of, &problem, 2, compared, mix), INVALID_ARGUMENT, "feature_weight is 0.5");
+        CHECK(w.framework.live == 0 && none == NULL);
+        for (int i = 0; i < 2; i++) lmsd_schedule_free(found[i]);
+    }
+    matrix_free(like_matrix);
 }
 
 static void test_distill(const char *folder) {
@@ -1694,6 +1772,7 @@ int main(void) {
     test_host_of_two_shapes();
     test_threads();
     test_distill(folder);
+    test_features();
     test_ranks();
 
     unlink(path);

@@ -238,6 +238,18 @@ void test_distill() {
     bad = problem, bad.shape = {0};
     REFUSED(INVALID_TENSOR, "like", lmsd::distill(options, bad));
     REFUSED(INVALID_ARGUMENT, "nef", lmsd::distill(R"({"nef": 3})", problem));
+
+    // In features, here a half of each number, distances are a half.
+    auto featured = problem;
+    featured.features = [](lmsd::Span<const double> x) {
+        std::vector<double> half;
+        for (std::size_t i = 0; i < x.size; i++) half.push_back(x[i] / 2);
+        return half;
+    };
+    double half = lmsd::compare(options, featured, {&euler})[0];
+    CHECK(std::fabs(half - distances[1] / 2) < 1e-12);
+    featured.features = [](lmsd::Span<const double>) -> std::vector<double> { throw Thrown{3}; };
+    THROWS(3, lmsd::compare(options, featured, {&euler}));
 }
 
 #ifdef LMSD_TEST_WRONG_ABI

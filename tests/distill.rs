@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use lmsd::distill::{Config, Distilled, Phase, Problem, Progress, WeightSums, compare, distill};
+use lmsd::distill::{Config, Distilled, Objective, Phase, Problem, Progress, WeightSums, compare, distill};
 use lmsd::schedule::{Process, Schedule};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
 use lmsd::{Call, Error, Purpose, Result, Status};
@@ -89,6 +89,9 @@ impl Team {
     }
 }
 
+/// Of one trajectory.
+type Features = fn(&[f64]) -> Vec<f64>;
+
 /// The model: E[x0 | x] for a mixture of Gaussians, under either process.
 struct Mixture<'a> {
     means: Vec<[f64; DIMENSIONS]>,
@@ -102,6 +105,7 @@ struct Mixture<'a> {
     /// x_T of odd batches is of another shape.
     reshapes: bool,
     team: Option<(usize, &'a Team)>,
+    features: Option<Features>,
 }
 
 impl Mixture<'_> {
@@ -119,6 +123,7 @@ impl Mixture<'_> {
             asked,
             reshapes: false,
             team: None,
+            features: None,
         }
     }
 
@@ -175,6 +180,15 @@ impl Problem<CpuTensor> for Mixture<'_> {
         let all: Vec<f64> = values(x).chunks(DIMENSIONS).flat_map(|x| self.denoised(x, call.sigma)).collect();
         write(denoised, &all);
         Ok(())
+    }
+
+    fn has_features(&self) -> bool {
+        self.features.is_some()
+    }
+
+    fn features(&mut self, x: &CpuTensor) -> Result<CpuTensor> {
+        let all: Vec<f64> = values(x).chunks(DIMENSIONS).flat_map(self.features.unwrap()).collect();
+        CpuTensor::from_f64(Dtype::F64, &[BATCH as i64, 1, (all.len() / BATCH) as i64], &all)
     }
 
     fn progress(&mut self, progress: &Progress) -> bool {
@@ -498,6 +512,8 @@ fn options_out_of_range_are_refused_by_name() {
         ("{\"difference_step\": 0}", "difference_step is 0"),
         ("{\"fit_sigmas\": false, \"fit_scales\": false, \"fit_weights\": false}", "all false"),
         ("{\"nfee\": 5}", "unknown field"),
+        ("{\"feature_weight\": 1.5}", "feature_weight is 1.5"),
+        ("{\"objective\": \"path\"}", "path"),
         ("[]", "not options"),
     ] {
         let error = Config::from_json(json).unwrap_err();
@@ -684,4 +700,255 @@ fn killed_anywhere_it_ends_alike() {
         assert_eq!(nodes(&again), nodes(&full), "cut at {at} of {}", text.len());
         assert_eq!(account(&again), account(&full), "cut at {at} of {}", text.len());
     }
+}
+
+/// Two linear features of one trajectory.
+fn two(x: &[f64]) -> Vec<f64> {
+    vec![3.0 * (x[0] + x[1] - x[2]), x[3] - x[4]]
+}
+
+/// Features that are not linear, of another number.
+fn bent(x: &[f64]) -> Vec<f64> {
+    x.windows(2).map(|pair| (pair[0] * pair[1]).tanh() + 0.3 * pair[0]).collect()
+}
+
+fn with_features(features: Features) -> Mixture<'static> {
+    Mixture { features: Some(features), ..Mixture::new(Process::Ve) }
+}
+
+fn fitted(config: &Config, mixture: &mut Mixture) -> Schedule {
+    distill(&Cpu, config, &like(), mixture).unwrap().schedules().next().unwrap().clone()
+}
+
+fn tested(config: &Config, mixture: &mut Mixture, schedules: &[&Schedule]) -> Vec<f64> {
+    compare(&Cpu, &Config { held_out: 128, ..config.clone() }, &like(), mixture, schedules).unwrap()
+}
+
+#[test]
+fn features_that_are_the_end_points_give_the_fit_without_any() {
+    let config = config(Process::Ve);
+    let plain = fitted(&config, &mut Mixture::new(Process::Ve));
+    for weight in [None, Some(0.0), Some(0.5)] {
+        let featured = Config { feature_weight: weight, ..config.clone() };
+        let same = fitted(&featured, &mut with_features(|x| x.to_vec()));
+        let found = tested(&config, &mut Mixture::new(Process::Ve), &[&plain, &same]);
+        assert!((found[0] / found[1] - 1.0).abs() < 0.01, "{weight:?}: {found:?}");
+        let weight = same.made_by.unwrap().feature_weight;
+        assert_eq!(weight, featured.feature_weight.or(Some(1.0)).filter(|weight| *weight > 0.0));
+    }
+}
+
+/// Data whose numbers have standard deviations 2, 1, 1/2, ...: no schedule of two calls is good for all of them.
+struct Spread {
+    inner: Mixture<'static>,
+}
+
+impl Problem<CpuTensor> for Spread {
+    fn begin(&mut self, batch: u64, x_t: &mut CpuTensor) -> Result<()> {
+        self.inner.begin(batch, x_t)
+    }
+
+    fn denoise(&mut self, x: &CpuTensor, call: &Call, denoised: &mut CpuTensor) -> Result<()> {
+        let variance = |at: usize| 4.0 * 0.25f64.powi((at % DIMENSIONS) as i32);
+        let share = |at: usize| variance(at) / (variance(at) + call.sigma * call.sigma);
+        let all: Vec<f64> = values(x).into_iter().enumerate().map(|(at, x)| share(at) * x).collect();
+        write(denoised, &all);
+        Ok(())
+    }
+
+    fn has_features(&self) -> bool {
+        self.inner.has_features()
+    }
+
+    fn features(&mut self, x: &CpuTensor) -> Result<CpuTensor> {
+        self.inner.features(x)
+    }
+}
+
+#[test]
+fn a_fit_to_features_is_nearer_in_them_and_a_mixed_one_in_the_mix() {
+    let narrow = |x: &[f64]| vec![x[4] - x[5], x[6], x[7]];
+    let bent = |x: &[f64]| x[4..6].iter().map(|v| (8.0 * v).tanh()).collect();
+    for features in [narrow as Features, bent] {
+        let config = Config { nfe: 2, ..config(Process::Ve) };
+        let mixed = Config { feature_weight: Some(0.7), ..config.clone() };
+        let on_the_way = Config { objective: Objective::Trajectory, ..mixed.clone() };
+        let problem = |features| Spread { inner: Mixture { features, ..Mixture::new(Process::Ve) } };
+        let fit = |config: &Config, features| {
+            let found = distill(&Cpu, config, &like(), &mut problem(features)).unwrap();
+            found.schedules().next().unwrap().clone()
+        };
+        let own = Some(features);
+        let all = [fit(&config, None), fit(&config, own), fit(&mixed, own), fit(&on_the_way, own)];
+        let all = all.each_ref();
+        let measured = |config: &Config| {
+            let unseen = Config { held_out: 128, ..config.clone() };
+            compare(&Cpu, &unseen, &like(), &mut problem(own), &all).unwrap()
+        };
+        let found = measured(&config);
+        assert!(found[1] < 0.7 * found[0], "in the features: {found:?}");
+        let found = measured(&mixed);
+        assert!(found[2] < 0.8 * found[0] && found[2] < found[1] && found[3] < found[1], "mixed: {found:?}");
+    }
+}
+
+/// A mix by hand: from the distances in each space and the lengths of the teacher's end points and features.
+#[test]
+fn a_mixed_distance_is_that_of_both_in_their_own_units() {
+    let mixed =
+        Config { feature_weight: Some(0.25), held_out: 16, teacher_nfe: Some(40), ..config(Process::Ve) };
+    let spec = |solver: &str, nfe| lmsd::solver::Spec { solver: solver.into(), nfe, ..Default::default() };
+    let teacher = lmsd::solver::solve(&spec("deis_3", 40)).unwrap();
+    let euler = lmsd::solver::solve(&spec("euler", 5)).unwrap();
+    let mut mixture = with_features(two);
+    let (mut sums, mut squares) = ([0.0; 2], [0.0; 2]);
+    let spaces: [Features; 2] = [|x| x.to_vec(), two];
+    for batch in 0..16 / BATCH as u64 {
+        let mut x_t = like();
+        mixture.begin(lmsd::distill::TEST_BATCHES + batch, &mut x_t).unwrap();
+        let end = |schedule: &Schedule| {
+            let model = |x: &CpuTensor, sigma: f64, out: &mut CpuTensor| {
+                let all: Vec<f64> =
+                    values(x).chunks(DIMENSIONS).flat_map(|x| mixture.denoised(x, sigma)).collect();
+                write(out, &all);
+                Ok(())
+            };
+            values(&lmsd::sample::sample(Cpu, schedule, &x_t, model).unwrap())
+        };
+        let norm = |of: Vec<f64>| of.iter().map(|v| v * v).sum::<f64>().sqrt();
+        for (goal, own) in end(&teacher).chunks(DIMENSIONS).zip(end(&euler).chunks(DIMENSIONS)) {
+            for (space, features) in spaces.into_iter().enumerate() {
+                let (goal, own) = (features(goal), features(own));
+                squares[space] += norm(goal.clone()).powi(2) / 16.0;
+                sums[space] += norm(goal.iter().zip(&own).map(|(a, b)| a - b).collect()) / 16.0;
+            }
+        }
+    }
+    let wanted = 0.75 * sums[0] / squares[0].sqrt() + 0.25 * sums[1] / squares[1].sqrt();
+    let found = compare(&Cpu, &mixed, &like(), &mut mixture, &[&euler]).unwrap()[0];
+    assert!((found / wanted - 1.0).abs() < 1e-9, "{found}, by hand {wanted}");
+}
+
+#[test]
+fn a_fit_to_trajectories_is_nearer_on_the_way_with_either_kind_of_weights() {
+    for (weight_sums, process) in [(WeightSums::Affine, Process::Ve), (WeightSums::Free, Process::Flow)] {
+        let end = Config { weight_sums, ..config(process) };
+        let trajectory = Config { objective: Objective::Trajectory, ..end.clone() };
+        let [of_end, of_trajectory] =
+            [&end, &trajectory].map(|c| on_the_way(&fitted(c, &mut Mixture::new(process)), &end));
+        assert!(of_trajectory < 0.9 * of_end, "{process:?}: {of_trajectory} {of_end}");
+    }
+}
+
+/// Mean distance, over nodes and trajectories, to a teacher that runs to each node's noise level by itself.
+fn on_the_way(schedule: &Schedule, config: &Config) -> f64 {
+    let mut mixture = Mixture::new(config.process);
+    let mut sum = 0.0;
+    for batch in 0..8 {
+        let mut x_t = like();
+        mixture.begin(lmsd::distill::TEST_BATCHES + batch, &mut x_t).unwrap();
+        let mut states = Vec::new();
+        let mut sampler =
+            lmsd::sample::Sampler::new(Cpu, std::borrow::Cow::Borrowed(schedule), &x_t).unwrap();
+        let mut model = |x: &CpuTensor, call: &Call, out: &mut CpuTensor| {
+            let all: Vec<f64> =
+                values(x).chunks(DIMENSIONS).flat_map(|x| mixture.denoised(x, call.sigma)).collect();
+            write(out, &all);
+            Ok(())
+        };
+        sampler
+            .run(&mut model, &mut |step| {
+                states.push(values(step.x));
+                Ok(())
+            })
+            .unwrap();
+        states.push(values(sampler.state()));
+        for (node, state) in states.iter().enumerate().skip(1) {
+            let spec = lmsd::solver::Spec {
+                solver: "deis_3".into(),
+                nfe: 60,
+                process: config.process,
+                sigma_max: Some(config.sigma_max),
+                sigma_end: Some(schedule.sigma(node)),
+                ..Default::default()
+            };
+            let teacher = lmsd::solver::solve(&spec).unwrap();
+            let there = lmsd::sample::sample(Cpu, &teacher, &x_t, |x, sigma, out| {
+                let all: Vec<f64> =
+                    values(x).chunks(DIMENSIONS).flat_map(|x| mixture.denoised(x, sigma)).collect();
+                write(out, &all);
+                Ok(())
+            });
+            let there = values(&there.unwrap());
+            for (a, b) in state.chunks(DIMENSIONS).zip(there.chunks(DIMENSIONS)) {
+                sum += a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+            }
+        }
+    }
+    sum / (8 * BATCH * schedule.nfe()) as f64
+}
+
+#[test]
+fn with_features_and_by_trajectories_a_killed_run_resumes_and_ranks_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    for objective in [Objective::End, Objective::Trajectory] {
+        let path = folder.path().join(format!("{objective:?}.jsonl"));
+        let feature_weight = Some(0.5);
+        let config = Config {
+            nfe: 4,
+            nfe_from: Some(3),
+            feature_weight,
+            objective,
+            trajectories: 24,
+            ..config(Process::Ve)
+        };
+        let kept = Config { checkpoint: Some(path.clone()), ..config.clone() };
+        let full = distill(&Cpu, &kept, &like(), &mut with_features(bent)).unwrap();
+        let text = std::fs::read(&path).unwrap();
+        for part in [2, 5, 8] {
+            std::fs::write(&path, &text[..text.len() * part / 10]).unwrap();
+            let again = distill(&Cpu, &kept, &like(), &mut with_features(bent)).unwrap();
+            assert_eq!(nodes(&again), nodes(&full), "{objective:?} cut at {part}/10");
+            assert_eq!(account(&again), account(&full), "{objective:?} cut at {part}/10");
+        }
+        let ranks = Team::new(2).run(|_| config.clone(), |_, mixture| mixture.features = Some(bent));
+        for (found, _) in &ranks {
+            assert_eq!(nodes(found.as_ref().unwrap()), nodes(&full), "{objective:?} on two ranks");
+        }
+        let other = Config { feature_weight: Some(0.4), ..kept };
+        let error = distill(&Cpu, &other, &like(), &mut with_features(bent)).unwrap_err();
+        assert_eq!(error.status, Status::Mismatch);
+    }
+}
+
+#[test]
+fn features_that_cannot_be_fitted_to_are_refused() {
+    let refused = |config: &Config, mixture: &mut Mixture, status: Status, words: &str| {
+        let error = distill(&Cpu, config, &like(), mixture).unwrap_err();
+        assert!(error.status == status && error.message.contains(words), "{words}: {error}");
+    };
+    let plain = config(Process::Ve);
+    let half = Config { feature_weight: Some(0.5), ..plain.clone() };
+    let bad = Status::InvalidArgument;
+    refused(
+        &half,
+        &mut Mixture::new(Process::Ve),
+        bad,
+        "feature_weight is 0.5 but the problem has no features",
+    );
+    let by_end = Config { objective: Objective::Trajectory, ..plain.clone() };
+    refused(&by_end, &mut with_features(two), bad, "objective is \"trajectory\" and feature_weight 1");
+    let nan = |x: &[f64]| vec![if x[0] > 0.0 { f64::NAN } else { x[0] }];
+    refused(
+        &plain,
+        &mut with_features(nan),
+        Status::NonFinite,
+        "features of the teacher's end point on batch 0",
+    );
+    thread_local!(static ASKED: Cell<f64> = const { Cell::new(0.0) });
+    let random = |x: &[f64]| {
+        ASKED.set(ASKED.get() + 1.0);
+        vec![x[0] + ASKED.get()]
+    };
+    refused(&plain, &mut with_features(random), bad, "features gives another result for the same x");
 }

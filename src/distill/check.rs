@@ -16,8 +16,8 @@ pub const CALLS: u64 = ORDER.len() as u64;
 
 impl<B: Tensors> Evaluator<'_, B> {
     /// Finds out, on the first rank in seven model calls, what would make a fit worthless: noise that is not the same for
-    /// the same batch, or the same for all; noise of another level than sigma_max; a model that
-    /// depends on the call before.
+    /// the same batch, or the same for all; noise of another level than sigma_max; a model or features that
+    /// depend on the call before.
     pub fn check(&mut self) -> Result<()> {
         let measure = |eval: &mut Self| {
             if eval.ranks.rank == 0 {
@@ -30,7 +30,8 @@ impl<B: Tensors> Evaluator<'_, B> {
 
     fn check_batches(&mut self) -> Result<()> {
         let x_t = self.check_noise()?;
-        self.check_model(&x_t)
+        let denoised = self.check_model(&x_t)?;
+        if self.mix.has_features() { self.check_features(&denoised) } else { Ok(()) }
     }
 
     /// Refuses noise that cannot be fitted to; gives x_T of batch 0, which is current then.
@@ -66,8 +67,8 @@ impl<B: Tensors> Evaluator<'_, B> {
         Ok(x_t)
     }
 
-    /// Refuses a model whose result depends on more than what it is given.
-    fn check_model(&mut self, x_t: &B::Tensor) -> Result<()> {
+    /// Refuses a model whose result depends on more than what it is given; gives a result.
+    fn check_model(&mut self, x_t: &B::Tensor) -> Result<B::Tensor> {
         // Noise at the top, between the ends, and near that the other way round.
         let (high, low) = (self.config.sigma_max, (self.config.sigma_max * self.config.sigma_min).sqrt());
         let near = 1.05 * low;
@@ -86,19 +87,33 @@ impl<B: Tensors> Evaluator<'_, B> {
             found[at].push(denoised);
         }
         for ((sigma, _), results) in asked.iter().zip(&found) {
-            let length: f64 = self.tensors.gram(&[&results[0]])?.into_iter().map(f64::sqrt).sum();
             for other in &results[1..] {
-                let moved = self.summed_distance(&results[0], other)?;
-                // Not for NaN, which the teacher's run names. Half precision and unordered sums are far below.
-                if moved > 0.05 * length {
+                if let Some(percent) = self.another(&results[0], other)? {
                     return Err(Error::argument(format!(
                         "the model gives another result for the same x at sigma {sigma} when it is asked again \
-                         (off by {:.0} %); caches between calls, dropout and other randomness must be off",
-                        100.0 * moved / length
+                         (off by {percent:.0} %); caches between calls, dropout and other randomness must be off"
                     )));
                 }
             }
         }
-        Ok(())
+        Ok(found.swap_remove(1).swap_remove(0))
+    }
+
+    /// Refuses features that depend on more than the tensor that they are of.
+    fn check_features(&mut self, of: &B::Tensor) -> Result<()> {
+        let (first, again) = (self.features(of)?, self.features(of)?);
+        let Some(percent) = self.another(&first, &again)? else { return Ok(()) };
+        Err(Error::argument(format!(
+            "features gives another result for the same x when it is asked again (off by {percent:.0} %); dropout \
+             and other randomness must be off"
+        )))
+    }
+
+    /// By how much two results that should be the same are off, where that is more than half precision and unordered
+    /// sums explain. Not for NaN, which the teacher's run names.
+    fn another(&self, first: &B::Tensor, again: &B::Tensor) -> Result<Option<f64>> {
+        let moved = self.summed_distance(first, again)?;
+        let length = self.summed_norm(first)?;
+        Ok((moved > 0.05 * length).then(|| 100.0 * moved / length))
     }
 }

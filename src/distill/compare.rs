@@ -3,7 +3,7 @@
 use super::evaluator::Evaluator;
 use super::ranks::Ranks;
 use super::run::range;
-use super::{Config, Phase, Problem, TEST_BATCHES, teacher};
+use super::{Config, Objective, Phase, Problem, TEST_BATCHES, teacher};
 use crate::error::Result;
 use crate::schedule::Schedule;
 use crate::tensor::Tensors;
@@ -19,7 +19,8 @@ pub fn compare<B: Tensors>(
 ) -> Result<Vec<f64>> {
     Ranks::with(problem, |ranks, problem| {
         config.validate()?;
-        let config = Config { checkpoint: None, ..config.clone() };
+        let config = Config { checkpoint: None, objective: Objective::End, ..config.clone() };
+        let config = config.with_features(problem.has_features())?;
         let teacher = teacher::schedule(&config, config.teacher_nfe.unwrap_or(teacher::OF_COMPARISONS))?;
         let mut eval = Evaluator::new(tensors, &config, like, problem, ranks)?;
         let batches = range(TEST_BATCHES, eval.batches_of(config.held_out));

@@ -22,6 +22,17 @@ pub enum WeightSums {
     Affine,
 }
 
+/// Which distances a fit lowers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// To the teacher's end point.
+    #[default]
+    End,
+    /// To the teacher's states at the noise levels of the schedule's nodes, as in DLMS (OpenReview vkOFOUDLTn).
+    Trajectory,
+}
+
 options! {
     /// What to distill, and how hard to try. Crosses the ABI as a JSON object; unknown fields are refused.
     struct Config {
@@ -53,6 +64,18 @@ options! {
         /// Whether the weights of a node may have any sum, which fits better, or must sum to 1 as in every
         /// published data-prediction method.
         weight_sums: WeightSums = WeightSums::Free, one_of(&["free", "affine"]);
+        /// Which distances a fit lowers: those to the teacher's end points, or the mean over the schedule's nodes
+        /// of those to the teacher's states at the same noise levels, as in DLMS (OpenReview vkOFOUDLTn). What
+        /// decides between fits, and is reported, is the distance of end points all the same. "trajectory" takes
+        /// memory: 2 tensors for each of the teacher's calls, on the batches of the ranking and those in work, and
+        /// `nfe` tensors for each unknown of a Jacobian.
+        objective: Objective = Objective::End, one_of(&["end", "trajectory"]);
+        /// Share of the distance between the host's features in every distance that is fitted to, decides or is
+        /// reported: 1 is features alone, in their own unit, and 0 no features. Between them, distances are
+        /// (1 - w) d / s + w D / S: d is the distance between end points and D that between their features, s and S
+        /// are the root mean square lengths of the teacher's end points and of their features over the trajectories
+        /// that rank the published solvers, or over those of a comparison.
+        feature_weight: Option<f64> = None, between(0.0, 1.0), else "1 where the host has features, else 0";
         /// Most weights that a node may have.
         order: Option<usize> = None, integer(1, 50).of("weights"), else "all of its history";
         /// Whether noise levels may move.
@@ -83,14 +106,14 @@ options! {
         /// What the schedules are for, copied into them: any of `model`, `model_hash`, `guidance_scale`,
         /// `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
         made_for: MadeFor = MadeFor::default(), other("object", "");
-        /// The host's name for its noise and its conditions, copied into the schedules. A checkpoint made with
-        /// another one is refused.
+        /// The host's name for its noise, its conditions and its features, copied into the schedules. A checkpoint
+        /// made with another one is refused.
         seeds: Option<String> = None, text(), else "none";
     }
 }
 
 /// The options of a comparison.
-const COMPARED: [&str; 9] = [
+const COMPARED: [&str; 10] = [
     "process",
     "sigma_min",
     "sigma_max",
@@ -99,6 +122,7 @@ const COMPARED: [&str; 9] = [
     "teacher",
     "teacher_nfe",
     "teacher_grid",
+    "feature_weight",
     "made_for",
 ];
 
@@ -114,6 +138,23 @@ impl Config {
             .map_err(|e| Error::argument(format!("these are not options of a distillation: {e}")))?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// The same with `feature_weight` as it is for a host that has features or not.
+    pub fn with_features(&self, has_features: bool) -> Result<Self> {
+        let weight = self.feature_weight.unwrap_or(f64::from(has_features));
+        if weight > 0.0 && !has_features {
+            return Err(Error::argument(format!(
+                "feature_weight is {weight} but the problem has no features; hand features in, or leave it out"
+            )));
+        }
+        if weight == 1.0 && self.objective == Objective::Trajectory {
+            return Err(Error::argument(
+                "objective is \"trajectory\" and feature_weight 1, which is features of end points alone; it must be \
+                 below 1",
+            ));
+        }
+        Ok(Self { feature_weight: Some(weight), ..self.clone() })
     }
 
     /// Sets `starts`.

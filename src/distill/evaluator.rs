@@ -1,15 +1,19 @@
-//! What schedules are evaluated with: the host's batches and model, the teacher's end points, and distances to them.
-//! Only here, in `check`, `jacobian` and `teacher` are there tensors; batches are handled one after another.
+//! What schedules are evaluated with: the host's batches and model, what is kept of the teacher's runs, and distances
+//! to it. Only here, in `check`, `jacobian`, `residual` and `teacher` are there tensors; batches are handled one after
+//! another.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::account::{Account, Caller};
+use super::config::Objective;
 use super::journal::{Journal, Key, Kind};
 use super::measure::{self, Rows, with_schedule};
 use super::ranks::{Ranks, Stop};
-use super::{Call, Config, Phase, Problem, Purpose};
+use super::residual::{Goal, Mix};
+use super::{Call, Config, HELD_OUT_BATCHES, Phase, Problem, Purpose};
 use crate::error::{Error, Result, Status};
 use crate::sample::Sampler;
 use crate::schedule::Schedule;
@@ -28,10 +32,12 @@ pub struct Evaluator<'a, B: Tensors> {
     pub(super) known: HashSet<u64>,
     /// Trajectories in a batch.
     pub batch: usize,
-    /// The teacher's end points of the batches that decide: as many as `held_out`, and the ranking's.
-    ends: HashMap<u64, B::Tensor>,
-    /// Those of the batches that several fits are in work on, while they are.
-    shared: Option<HashMap<u64, B::Tensor>>,
+    /// What distances are made of.
+    pub(super) mix: Mix,
+    /// What the teacher's runs left on the batches that decide: as many as `held_out`, and the ranking's.
+    ends: HashMap<u64, Rc<Goal<B::Tensor>>>,
+    /// On the batches that several fits are in work on, while they are.
+    shared: Option<HashMap<u64, Rc<Goal<B::Tensor>>>>,
     /// Batches whose end points the run that this one resumes had in memory.
     lost: HashSet<u64>,
 }
@@ -53,7 +59,22 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         let (journal, known) = measure::open(config, problem, ranks, batch)?;
         let account = Account::new(config, ranks.count, batch);
         let (ends, shared, lost) = (HashMap::new(), None, HashSet::new());
-        Ok(Self { tensors, like, problem, config, account, ranks, journal, known, batch, ends, shared, lost })
+        let mix = Mix::of(config);
+        Ok(Self {
+            tensors,
+            like,
+            problem,
+            config,
+            account,
+            ranks,
+            journal,
+            known,
+            batch,
+            mix,
+            ends,
+            shared,
+            lost,
+        })
     }
 
     /// How many batches have so many trajectories, or somewhat more.
@@ -73,6 +94,14 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         self.problem.begin(index, &mut x_t)?;
         self.account.callback_seconds += clock.elapsed().as_secs_f64();
         Ok(x_t)
+    }
+
+    /// The host's features of an end point on the current batch.
+    pub fn features(&mut self, end: &B::Tensor) -> Result<B::Tensor> {
+        let clock = Instant::now();
+        let features = self.problem.features(end)?;
+        self.account.callback_seconds += clock.elapsed().as_secs_f64();
+        Ok(features)
     }
 
     /// One model call, unless the budget is spent or the host wishes to stop.
@@ -113,37 +142,40 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
     }
 
     /// The end point of a run on the current batch.
-    pub fn finish(&mut self, by: Caller, run: Sampler<&B>) -> Result<B::Tensor> {
+    fn finish(&mut self, run: Sampler<&B>) -> Result<B::Tensor> {
         let mut run = run.unchecked();
-        run.run(&mut |x, call, denoised| self.call(by, x, call, denoised), &mut |_| Ok(()))?;
+        run.run(&mut |x, call, denoised| self.call(Caller::Student, x, call, denoised), &mut |_| Ok(()))?;
         Ok(run.into_state())
     }
 
-    /// The teacher's end point on the current batch, in memory of its own.
-    pub fn teacher_end(&mut self, teacher: &Schedule, index: u64, x_t: &B::Tensor) -> Result<B::Tensor> {
-        let phase = std::mem::replace(&mut self.account.progress.phase, Phase::Teacher);
+    /// What the teacher's run on the current batch leaves.
+    pub fn teacher_end(
+        &mut self,
+        teacher: &Schedule,
+        index: u64,
+        x_t: &B::Tensor,
+    ) -> Result<Rc<Goal<B::Tensor>>> {
         let again = self.account.again;
         self.account.again |= self.lost.remove(&index);
-        let mut run = Sampler::new(self.tensors, Cow::Borrowed(teacher), x_t)?;
-        run.run(&mut |x, call, denoised| self.call(Caller::Teacher, x, call, denoised), &mut |_| Ok(()))
-            .map_err(|e| Error::new(e.status, format!("the teacher on batch {index}: {}", e.message)))?;
+        // Nothing is fitted to held-out batches.
+        let keeps_path = self.config.objective == Objective::Trajectory && index < HELD_OUT_BATCHES;
+        let goal = self.teach(teacher, index, x_t, keeps_path)?;
         self.account.again = again;
-        self.account.progress.phase = phase;
-        self.tensors.copy(run.state())
+        Ok(goal)
     }
 
     /// The same, from memory where it is there: on the ranking batches, and where another fit had it on
     /// this batch just before.
-    pub fn goal(&mut self, teacher: &Schedule, index: u64, x_t: &B::Tensor) -> Result<B::Tensor> {
+    pub fn goal(&mut self, teacher: &Schedule, index: u64, x_t: &B::Tensor) -> Result<Rc<Goal<B::Tensor>>> {
         let shared = self.shared.as_ref().and_then(|shared| shared.get(&index));
-        if let Some(end) = shared.or_else(|| self.ends.get(&index)) {
-            return self.tensors.copy(end);
+        if let Some(goal) = shared.or_else(|| self.ends.get(&index)) {
+            return Ok(goal.clone());
         }
-        let end = self.teacher_end(teacher, index, x_t)?;
+        let goal = self.teacher_end(teacher, index, x_t)?;
         if let Some(shared) = &mut self.shared {
-            shared.insert(index, self.tensors.copy(&end)?);
+            shared.insert(index, goal.clone());
         }
-        Ok(end)
+        Ok(goal)
     }
 
     /// Whether the teacher's end points of the next linearisation are kept for others on the same
@@ -172,16 +204,16 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
     /// Sum over the batch's trajectories of the distance between two states.
     pub fn summed_distance(&self, a: &B::Tensor, b: &B::Tensor) -> Result<f64> {
         let difference = self.difference(a, b)?;
-        Ok(self.tensors.gram(&[&difference])?.into_iter().map(f64::sqrt).sum())
+        self.summed_norm(&difference)
     }
 
     /// Keeps a batch's end point for [`Evaluator::distances`].
-    pub fn keep_end(&mut self, index: u64, end: B::Tensor) {
+    pub fn keep_end(&mut self, index: u64, end: Rc<Goal<B::Tensor>>) {
         self.ends.insert(index, end);
     }
 
-    /// Mean Euclidean distance to the teacher's end points of each schedule over `batches`; infinite where
-    /// one diverges. `keep`: end points are wanted again.
+    /// Mean distance to the teacher's end points of each schedule over `batches`; infinite where one diverges.
+    /// `keep`: end points are wanted again.
     pub fn distances(
         &mut self,
         teacher: &Schedule,
@@ -194,8 +226,9 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         if keep && self.knows(&key) {
             self.lose_ends(batches);
         }
+        let (mix, parts) = (self.mix, self.mix.parts());
         let measure = |eval: &mut Self| {
-            let mut rows = Rows::new(batches.len(), schedules.len());
+            let mut rows = Rows::new(batches.len(), parts * (schedules.len() + 1));
             for (place, index) in eval.own(batches) {
                 eval.batch_distances(teacher, index, schedules, keep, rows.of(place))?;
             }
@@ -203,11 +236,17 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         };
         let count = (batches.len() * self.batch) as f64;
         self.recorded(Kind::Distances, key, measure, schedules.len(), |rows| {
-            rows.total().into_iter().map(|sum| sum / count).collect()
+            let total = rows.total();
+            let (squares, sums) = total.split_at(parts);
+            let factors = mix.with_units(squares, count).factors();
+            let mean =
+                |of: &[f64]| of.iter().zip(&factors).map(|(sum, factor)| factor * sum).sum::<f64>() / count;
+            sums.chunks_exact(parts).map(mean).collect()
         })
     }
 
-    /// Sums of the distances of one batch's trajectories, for each schedule.
+    /// Sums over one batch's trajectories, for each part: the squares of the teacher's end points, then for each
+    /// schedule the distances to them.
     fn batch_distances(
         &mut self,
         teacher: &Schedule,
@@ -221,10 +260,18 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
             Some(goal) => goal,
             None => self.teacher_end(teacher, index, &x_t)?,
         };
-        let done = sums.iter_mut().zip(schedules).try_for_each(|(sum, schedule)| {
+        let (squares, sums) = sums.split_at_mut(goal.parts.len());
+        if goal.parts.len() > 1 {
+            for (square, part) in squares.iter_mut().zip(&goal.parts) {
+                *square = self.tensors.gram(&[part])?.into_iter().sum();
+            }
+        }
+        let done = sums.chunks_exact_mut(goal.parts.len()).zip(schedules).try_for_each(|(sums, schedule)| {
             let start = Sampler::new(self.tensors, Cow::Borrowed(*schedule), &x_t)?;
-            let end = self.finish(Caller::Student, start)?;
-            *sum = self.summed_distance(&end, &goal)?;
+            let end = self.finish(start)?;
+            for (sum, part) in sums.iter_mut().zip(self.end_residual(&goal, end)?) {
+                *sum = self.summed_norm(&part)?;
+            }
             Ok(())
         });
         if keep {

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 
-use super::account::Caller;
 use super::evaluator::Evaluator;
 use super::jacobian::{Local, add_normal, normal, width};
 use super::journal::{Key, Kind};
@@ -103,13 +102,14 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
 
     fn try_on(&mut self, linear: &mut Linear<B::Tensor>, schedule: &Schedule) -> Result<Rows> {
         let mut rows = Rows::new(linear.batches.len(), 1);
+        let factors = self.eval.factors(schedule.nfe());
         let places: Vec<usize> = self.eval.own(&linear.batches).map(|(place, _)| place).collect();
         for (local, place) in linear.live.iter_mut().flatten().zip(places) {
             let x_t = self.eval.begin(local.index)?;
             let start = Sampler::new(self.eval.tensors, Cow::Borrowed(schedule), &x_t)?;
-            let end = self.eval.finish(Caller::Student, start)?;
-            rows.of(place)[0] = self.eval.summed_distance(&end, &local.goal)?;
-            local.tried = Some(end);
+            let residual = self.eval.residual(&local.goal, start)?;
+            rows.of(place)[0] = self.eval.summed_length(&residual, &factors)?;
+            local.tried = Some(residual);
         }
         Ok(rows)
     }
@@ -119,11 +119,14 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
         let k = self.unknowns.list.len();
         let mut rows = Rows::new(linear.batches.len(), width(k));
         let places = self.eval.own(&linear.batches);
+        let factors = self.eval.factors(linear.schedule.nfe());
         for (local, (place, _)) in linear.live.iter().flatten().zip(places) {
-            let residual = self.eval.difference(&local.end, &local.goal)?;
-            let all: Vec<&B::Tensor> = local.columns.iter().chain([&residual]).collect();
-            for one in self.eval.tensors.gram(&all)?.chunks_exact((k + 1) * (k + 1)) {
-                add_normal(rows.of(place), one, k);
+            for (part, (residual, factor)) in local.residual.iter().zip(&factors).enumerate() {
+                let columns = local.columns.iter().map(|column| &column[part]);
+                let all: Vec<&B::Tensor> = columns.chain([residual]).collect();
+                for one in self.eval.tensors.gram(&all)?.chunks_exact((k + 1) * (k + 1)) {
+                    add_normal(rows.of(place), one, k, *factor);
+                }
             }
         }
         Ok(rows)

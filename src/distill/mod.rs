@@ -14,7 +14,7 @@
 //! fitting    linearisations, as the fit asks for them    jacobian  one, on one batch
 //! teacher    its run, recorded                           recorded  what that says of schedules and grids
 //! evaluator  batches, model, teacher's end points        check     whether these can be fitted to
-//! report     what a run leaves
+//! residual   what a distance is made of                  report    what a run leaves
 //! measure    the way of every measurement through:
 //!            account (calls, time, progress), ranks (many processes), journal (the checkpoint)
 //! config     the options
@@ -37,6 +37,7 @@ mod race;
 mod ranks;
 mod recorded;
 mod report;
+mod residual;
 mod run;
 mod starts;
 mod teacher;
@@ -44,11 +45,11 @@ mod unknowns;
 
 pub use crate::call::{Call, Phase, Progress, Purpose};
 pub use compare::compare;
-pub use config::{Config, WeightSums};
+pub use config::{Config, Objective, WeightSums};
 pub use report::{Distilled, Fitted, Trace};
 pub use run::distill;
 
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 
 /// Batches with these indices and above are held out: never fitted to, they decide what is kept.
 pub const HELD_OUT_BATCHES: u64 = 1 << 20;
@@ -64,6 +65,17 @@ pub trait Problem<T> {
 
     /// Writes the model's prediction of x0 at `x`, noise level `call.sigma`, for the current batch.
     fn denoise(&mut self, x: &T, call: &Call, denoised: &mut T) -> Result<()>;
+
+    /// Whether there are [`Problem::features`].
+    fn has_features(&self) -> bool {
+        false
+    }
+
+    /// Features of the end points `x` of the current batch: a new tensor of any shape, with as many trajectories. The
+    /// same `x` must always give the same features, of the same shape for all `x` of one shape.
+    fn features(&mut self, _x: &T) -> Result<T> {
+        Err(Error::new(Status::Internal, "features were asked for where there are none"))
+    }
 
     /// Hears how far things are; false ends the run, which then keeps the best so far.
     fn progress(&mut self, _progress: &Progress) -> bool {

@@ -127,6 +127,7 @@ impl Entry {
             teacher_calls: Some(account.calls(Caller::Teacher)),
             seconds: Some(account.seconds()),
             library_version: Some(env!("CARGO_PKG_VERSION").into()),
+            feature_weight: config.feature_weight.filter(|weight| *weight > 0.0),
             distance: finite(distance),
             start_distance: finite(*start_distance),
             improved: Some(improved),

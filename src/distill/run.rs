@@ -48,6 +48,7 @@ fn distill_on<B: Tensors>(
     problem: &mut dyn Problem<B::Tensor>,
 ) -> Result<Distilled> {
     config.validate()?;
+    let config = &config.with_features(problem.has_features())?;
     let least = 2 * config.nfe;
     if let Some(given) = config.teacher_nfe.filter(|given| *given < least) {
         let message = format!("teacher_nfe is {given}; it must be at least twice nfe, {least}");
@@ -105,6 +106,7 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         self.eval.account.progress.calls_expected = self.calls_before_the_plan(&ranking);
         self.eval.check()?;
         let recording = teacher::record(self.eval, &ranking)?;
+        self.eval.mix = recording.mix;
         let goal = teacher::schedule(config, config.teacher_nfe.unwrap_or(teacher::FINE))?;
         // The largest first: where a budget allows one schedule only, it is that.
         for nfe in (config.nfe_from()..=config.nfe).rev() {

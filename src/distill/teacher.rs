@@ -7,6 +7,7 @@ use super::account::Caller;
 use super::evaluator::Evaluator;
 use super::journal::{Key, Kind};
 use super::measure::{Rows, with_schedule};
+use super::residual::Mix;
 use super::{Config, Phase};
 use crate::error::Result;
 use crate::sample::Sampler;
@@ -45,6 +46,8 @@ pub struct Recording {
     pub grams: Vec<Vec<f64>>,
     /// Mean distance of the recorded run's end to a finer one's.
     pub error: f64,
+    /// What distances are made of, with the units of a mix.
+    pub mix: Mix,
 }
 
 impl Recording {
@@ -87,8 +90,8 @@ impl Recording {
 pub fn record<B: Tensors>(eval: &mut Evaluator<B>, batches: &[u64]) -> Result<Recording> {
     let coarse = schedule(eval.config, COARSE)?;
     let fine = schedule(eval.config, eval.config.teacher_nfe.unwrap_or(FINE))?;
-    let basis = COARSE + 1;
-    let one = basis * basis + 1;
+    let (basis, parts) = (COARSE + 1, eval.mix.parts());
+    let one = basis * basis + 2 * parts;
     let width = eval.batch * one;
     eval.account.progress.phase = Phase::Teacher;
     let measure = |eval: &mut Evaluator<B>| {
@@ -105,12 +108,16 @@ pub fn record<B: Tensors>(eval: &mut Evaluator<B>, batches: &[u64]) -> Result<Re
             })?;
             let all: Vec<&B::Tensor> = std::iter::once(&x_t).chain(&predictions).collect();
             let gram = tensors.gram(&all)?;
-            let missed = eval.difference(run.state(), &goal)?;
-            let errors = tensors.gram(&[&missed])?;
-            let each = gram.chunks_exact(basis * basis).zip(errors);
-            for (row, (gram, error)) in rows.of(place).chunks_exact_mut(one).zip(each) {
-                row[..basis * basis].copy_from_slice(gram);
-                row[basis * basis] = error.sqrt();
+            let end = tensors.copy(run.state())?;
+            let residual = eval.end_residual(&goal, end)?;
+            let squares =
+                |of: &[B::Tensor]| of.iter().map(|part| tensors.gram(&[part])).collect::<Result<Vec<_>>>();
+            let (missed, lengths) = (squares(&residual)?, squares(&goal.parts)?);
+            for (b, row) in rows.of(place).chunks_exact_mut(one).enumerate() {
+                let (own, rest) = row.split_at_mut(basis * basis);
+                own.copy_from_slice(&gram[b * basis * basis..][..basis * basis]);
+                let each = missed.iter().map(|of| of[b].sqrt()).chain(lengths.iter().map(|of| of[b]));
+                rest.iter_mut().zip(each).for_each(|(value, of)| *value = of);
             }
             eval.keep_end(index, goal);
         }
@@ -123,10 +130,15 @@ pub fn record<B: Tensors>(eval: &mut Evaluator<B>, batches: &[u64]) -> Result<Re
     }
     let values = eval.recorded(Kind::Record, key, measure, batches.len() * width, |rows| rows.values)?;
     let each: Vec<&[f64]> = values.chunks_exact(one).collect();
+    let sums = |part: usize| each.iter().map(|row| row[basis * basis + part]).sum::<f64>();
+    let sums: Vec<f64> = (0..2 * parts).map(sums).collect();
+    let count = each.len() as f64;
+    let mix = eval.mix.with_units(&sums[parts..], count);
     Ok(Recording {
         states: (0..=COARSE).map(|n| padded(coarse.expand(n), basis)).collect(),
         grams: each.iter().map(|row| row[..basis * basis].to_vec()).collect(),
-        error: each.iter().map(|row| row[basis * basis]).sum::<f64>() / each.len() as f64,
+        error: mix.factors().iter().zip(&sums).map(|(factor, sum)| factor * sum).sum::<f64>() / count,
+        mix,
         schedule: coarse,
     })
 }

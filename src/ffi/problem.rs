@@ -49,13 +49,23 @@ pub struct LmsdProblem {
     /// writes one sentence to `*text`, valid until the next one fails. The call's error, on every rank,
     /// then says so. May be NULL.
     pub error: Option<unsafe extern "C" fn(user_data: *mut c_void, text: *mut *const c_char) -> c_int>,
+    /// Features of end points, for distances to the teacher's in a space of the host's choice: those of the
+    /// current batch's `x`, with which the option "feature_weight" goes. Writes a tensor of any shape, with as many
+    /// trajectories as `x`, to `*features`: with the host's own tensors a new one, which the library hands to the
+    /// host's `release`; with the built-in ones a `lmsd_tensor` of any dtype, which stays as it is until the next
+    /// call of this function or the end of the distillation. The same `x` always gives the same features, and all
+    /// `x` of one shape give features of one shape. A fit asks for them once for each unknown of a linearisation
+    /// and each trial, on each batch. May be NULL.
+    pub features: Option<
+        unsafe extern "C" fn(user_data: *mut c_void, x: *const c_void, features: *mut *mut c_void) -> c_int,
+    >,
 }
 
 growing!(
     LmsdProblem,
     "lmsd_problem",
     { struct_size, user_data, like, begin, model, progress },
-    { rank, ranks, sum, error }
+    { rank, ranks, sum, error, features }
 );
 
 /// The functions of a [`LmsdProblem`] that was looked through.
@@ -121,6 +131,28 @@ impl Problem<Handle> for HostProblem {
         let refused = |code, said| self.said(code, || said);
         // SAFETY: the model and user data of `lmsd_problem`, tensors of the host that goes with it.
         unsafe { call_model(self.raw.model, self.raw.user_data, call, x, denoised, refused) }
+    }
+
+    fn has_features(&self) -> bool {
+        self.raw.features.is_some()
+    }
+
+    fn features(&mut self, x: &Handle) -> Result<Handle> {
+        let features = self.raw.features.expect("asked for where there are some");
+        let mut found = std::ptr::null_mut();
+        // SAFETY: a `features` as `lmsd_problem` says gets its own user data, a tensor of its host, and room for a
+        // pointer.
+        let code = unsafe { features(self.raw.user_data, x.pointer(), &mut found) };
+        self.said(code, || format!("the features callback returned {code}"))?;
+        // SAFETY: NULL or a tensor as `lmsd_problem` says, of the host that goes with it.
+        let found = unsafe { self.backend.adopt(found, "what features wrote") }?;
+        let (wanted, trajectories) = (self.backend.trajectories(x), self.backend.trajectories(&found));
+        if trajectories == wanted {
+            return Ok(found);
+        }
+        Err(Error::tensor(format!(
+            "features gave {trajectories} trajectories for the {wanted} of x; dimension 0 must have as many"
+        )))
     }
 
     fn progress(&mut self, p: &Progress) -> bool {

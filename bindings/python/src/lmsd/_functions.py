@@ -135,6 +135,7 @@ def distill(
     *,
     progress: bool | Callable[[Progress], Any] = True,
     ranks: "Ranks | None" = None,
+    features: Callable[[Any], Any] | None = None,
     nfe: int | tuple[int, int] = 5,
     nfe_from: int | None = None,
     process: Literal["ve", "flow"] = "ve",
@@ -147,6 +148,8 @@ def distill(
     teacher_nfe: int | None = None,
     teacher_grid: Grid | None = None,
     weight_sums: Literal["free", "affine"] = "free",
+    objective: Literal["end", "trajectory"] = "end",
+    feature_weight: float | None = None,
     order: int | None = None,
     fit_sigmas: bool = True,
     fit_start: bool = True,
@@ -180,9 +183,15 @@ def distill(
     `ranks`: `lmsd.distributed.Ranks()`, where several processes share the run. `nfe` may also be (from, to),
     for a whole family in one run.
 
+    `features(x)`: distances to the teacher are those between what it returns for end points `x` of the
+    current batch: a tensor of any shape [trajectories, ...] and of the kind of `x`, which is converted to the
+    dtype of `like`. `feature_weight` mixes them with the distances between the end points themselves.
+    `lmsd.features` makes such functions.
+
     Raises Error where an option is out of range, and where `begin` or `model` are not what they should be, as
     far as the first calls tell: noise that is another when asked for again, the same for all batches, or not
-    of the level of sigma_max; a model whose result depends on the call before.
+    of the level of sigma_max; a model or features whose result depends on the call before; features of
+    another number of trajectories, or not finite.
 
     Options:
 
@@ -210,6 +219,18 @@ def distill(
     - `teacher_grid` (default: karras with rho 7, for flow uniform in t): The teacher's grid of noise levels.
     - `weight_sums` ("free" or "affine"; default: "free"): Whether the weights of a node may have any sum,
       which fits better, or must sum to 1 as in every published data-prediction method.
+    - `objective` ("end" or "trajectory"; default: "end"): Which distances a fit lowers: those to the
+      teacher's end points, or the mean over the schedule's nodes of those to the teacher's states at the same
+      noise levels, as in DLMS (OpenReview vkOFOUDLTn). What decides between fits, and is reported, is the
+      distance of end points all the same. "trajectory" takes memory: 2 tensors for each of the teacher's
+      calls, on the batches of the ranking and those in work, and `nfe` tensors for each unknown of a
+      Jacobian.
+    - `feature_weight` (0 to 1; default: 1 where the host has features, else 0): Share of the distance between
+      the host's features in every distance that is fitted to, decides or is reported: 1 is features alone, in
+      their own unit, and 0 no features. Between them, distances are (1 - w) d / s + w D / S: d is the
+      distance between end points and D that between their features, s and S are the root mean square lengths
+      of the teacher's end points and of their features over the trajectories that rank the published solvers,
+      or over those of a comparison.
     - `order` (weights; 1 to 50; default: all of its history): Most weights that a node may have.
     - `fit_sigmas` (default: true): Whether noise levels may move.
     - `fit_start` (default: true): Whether the first noise level may move below that of x_T. Not for hosts
@@ -231,8 +252,8 @@ def distill(
       exists already the run resumes from it, on as many ranks as one likes. Only rank 0 reads and writes it.
     - `made_for` (default: nothing): What the schedules are for, copied into them: any of `model`,
       `model_hash`, `guidance_scale`, `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
-    - `seeds` (default: none): The host's name for its noise and its conditions, copied into the schedules. A
-      checkpoint made with another one is refused.
+    - `seeds` (default: none): The host's name for its noise, its conditions and its features, copied into the
+      schedules. A checkpoint made with another one is refused.
     """
     options = {
         "nfe": nfe,
@@ -247,6 +268,8 @@ def distill(
         "teacher_nfe": teacher_nfe,
         "teacher_grid": teacher_grid,
         "weight_sums": weight_sums,
+        "objective": objective,
+        "feature_weight": feature_weight,
         "order": order,
         "fit_sigmas": fit_sigmas,
         "fit_start": fit_start,
@@ -261,7 +284,7 @@ def distill(
         "made_for": made_for,
         "seeds": seeds,
     }
-    return _core.distill(model, begin, like, progress, ranks, options)
+    return _core.distill(model, begin, like, progress, ranks, features, options)
 
 
 def compare(
@@ -271,6 +294,7 @@ def compare(
     like: Any,
     *,
     ranks: "Ranks | None" = None,
+    features: Callable[[Any], Any] | None = None,
     process: Literal["ve", "flow"] = "ve",
     sigma_min: float = 0.002,
     sigma_max: float = 80.0,
@@ -279,12 +303,13 @@ def compare(
     teacher: str | None = None,
     teacher_nfe: int | None = None,
     teacher_grid: Grid | None = None,
+    feature_weight: float | None = None,
     made_for: Mapping[str, Any] | None = None,
 ) -> list[float]:
     """Mean Euclidean distances of the schedules' end points to the teacher's.
 
     Over `held_out` trajectories that no distillation sees: `begin` is asked for batches from 2**21. `model`,
-    `begin`, `like` and `ranks` as in `distill`.
+    `begin`, `like`, `ranks` and `features` as in `distill`.
 
     Raises Error, naming the value that is out of range.
 
@@ -305,6 +330,12 @@ def compare(
     - `teacher_nfe` (model calls; 1 to 1000; default: measured, so that its own error is at most a tenth of
       the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
     - `teacher_grid` (default: karras with rho 7, for flow uniform in t): The teacher's grid of noise levels.
+    - `feature_weight` (0 to 1; default: 1 where the host has features, else 0): Share of the distance between
+      the host's features in every distance that is fitted to, decides or is reported: 1 is features alone, in
+      their own unit, and 0 no features. Between them, distances are (1 - w) d / s + w D / S: d is the
+      distance between end points and D that between their features, s and S are the root mean square lengths
+      of the teacher's end points and of their features over the trajectories that rank the published solvers,
+      or over those of a comparison.
     - `made_for` (default: nothing): What the schedules are for, copied into them: any of `model`,
       `model_hash`, `guidance_scale`, `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
     """
@@ -317,6 +348,7 @@ def compare(
         "teacher": teacher,
         "teacher_nfe": teacher_nfe,
         "teacher_grid": teacher_grid,
+        "feature_weight": feature_weight,
         "made_for": made_for,
     }
-    return _core.compare(schedules, model, begin, like, ranks, options)
+    return _core.compare(schedules, model, begin, like, ranks, features, options)
