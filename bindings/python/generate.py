@@ -72,6 +72,7 @@ Raises Error, naming the value that is out of range.
         "keywords": [
             "progress: bool | Callable[[Progress], Any] = True",
             'ranks: "Ranks | None" = None',
+            "features: Callable[[Any], Any] | None = None",
         ],
         "returns": "Distilled",
         "about": """\
@@ -94,9 +95,15 @@ strongest published field similar runs ended.
 `ranks`: `lmsd.distributed.Ranks()`, where several processes share the run. `nfe` may also be (from, to), for
 a whole family in one run.
 
+`features(x)`: distances to the teacher are those between what it returns for end points `x` of the current
+batch: a tensor of any shape [trajectories, ...] and of the kind of `x`, which is converted to the dtype of
+`like`. `feature_weight` mixes them with the distances between the end points themselves. `lmsd.features`
+makes such functions.
+
 Raises Error where an option is out of range, and where `begin` or `model` are not what they should be, as far
 as the first calls tell: noise that is another when asked for again, the same for all batches, or not of the
-level of sigma_max; a model whose result depends on the call before.
+level of sigma_max; a model or features whose result depends on the call before; features of another number of
+trajectories, or not finite.
 """,
     },
     "compare": {
@@ -106,13 +113,16 @@ level of sigma_max; a model whose result depends on the call before.
             "begin: Callable[[int], Any]",
             "like: Any",
         ],
-        "keywords": ['ranks: "Ranks | None" = None'],
+        "keywords": [
+            'ranks: "Ranks | None" = None',
+            "features: Callable[[Any], Any] | None = None",
+        ],
         "returns": "list[float]",
         "about": """\
 Mean Euclidean distances of the schedules' end points to the teacher's.
 
 Over `held_out` trajectories that no distillation sees: `begin` is asked for batches from 2**21. `model`,
-`begin`, `like` and `ranks` as in `distill`.
+`begin`, `like`, `ranks` and `features` as in `distill`.
 
 Raises Error, naming the value that is out of range.
 """,

@@ -5,10 +5,11 @@
     distilled = lmsd.distill(model, begin, like=x_T, nfe=5)     # fitted to this model, by forward calls only
     x = lmsd.sample(distilled.schedules[5], x_T, model)
 
-numpy arrays and torch tensors on any device. `lmsd.plots` draws (needs matplotlib); `lmsd --help` is the
-command line.
+numpy arrays and torch tensors on any device. `lmsd.features` makes features in which distances may be
+measured; `lmsd.plots` draws (needs matplotlib); `lmsd --help` is the command line.
 """
 
+from . import features
 from ._abi import Error, ScheduleError, Status, lib
 from ._core import Distilled, Progress, ProgressBar, Sampler, Schedule, options, sample, solvers
 from ._functions import compare, distill, rivals, solve
@@ -28,6 +29,7 @@ __all__ = [
     "Status",
     "compare",
     "distill",
+    "features",
     "halve_until_it_fits",
     "options",
     "out_of_memory",

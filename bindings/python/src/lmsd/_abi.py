@@ -178,6 +178,7 @@ class Problem(Sized):
         ("ranks", c_size_t),
         ("sum", CFUNCTYPE(c_int, c_void_p, c_size_t, POINTER(c_double))),
         ("error", CFUNCTYPE(c_int, c_void_p, POINTER(c_char_p))),
+        ("features", CFUNCTYPE(c_int, c_void_p, c_void_p, POINTER(c_void_p))),
     ]
 
 

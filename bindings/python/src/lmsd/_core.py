@@ -420,8 +420,26 @@ class ProgressBar:
         self.tqdm.close()
 
 
+def _features(host: Host, features: Callable):
+    shapes = {}  # of what it returned, by the shape of what it was given
+
+    def callback(x, out):
+        x = host.tensors[x]
+        found = host.own(features(x), "features returned")
+        shape = shapes.setdefault(tuple(x.shape), tuple(found.shape))
+        if tuple(found.shape) != shape:
+            raise Error(
+                f"features returned a tensor of shape {list(found.shape)} for x of shape {list(x.shape)}; it "
+                f"must be {list(shape)} as the first time",
+                Status.INVALID_TENSOR,
+            )
+        out[0] = host.add(found)
+
+    return callback
+
+
 @contextlib.contextmanager
-def _problem(model, begin, like, progress, ranks=None):
+def _problem(model, begin, like, progress, ranks=None, features=None):
     """(call, lmsd_host, lmsd_problem) for the time of one call."""
     host = host_for(like)
 
@@ -445,6 +463,8 @@ def _problem(model, begin, like, progress, ranks=None):
             )
             if progress:
                 problem.progress = types["progress"](call.outer(on_progress))
+            if features:
+                problem.features = types["features"](call.outer(_features(host, features)))
             if ranks:
                 problem.rank, problem.ranks = ranks.rank, ranks.count
                 problem.sum = types["sum"](call.inner(on_sum))
@@ -467,14 +487,14 @@ def _nfe(nfe) -> dict:
     return {"nfe_from": first, "nfe": last}
 
 
-def distill(model: Callable, begin: Callable, like, progress, ranks, options: dict) -> Distilled:
+def distill(model: Callable, begin: Callable, like, progress, ranks, features, options: dict) -> Distilled:
     """See _functions.py."""
     options |= _nfe(options["nfe"]) | {"teacher_grid": _grid(options["teacher_grid"])}
     out = c_void_p()
     with contextlib.ExitStack() as stack:
         if progress is True:
             progress = stack.enter_context(ProgressBar())
-        call, host, problem = stack.enter_context(_problem(model, begin, like, progress, ranks))
+        call, host, problem = stack.enter_context(_problem(model, begin, like, progress, ranks, features))
         stack.callback(lib.lmsd_distilled_free, out)
         call.check(lib.lmsd_distill(_json(options), host, problem, out))
         count = lib.lmsd_distilled_count(out)
@@ -484,13 +504,13 @@ def distill(model: Callable, begin: Callable, like, progress, ranks, options: di
 
 
 def compare(
-    schedules: Sequence[Schedule], model: Callable, begin: Callable, like, ranks, options: dict
+    schedules: Sequence[Schedule], model: Callable, begin: Callable, like, ranks, features, options: dict
 ) -> list[float]:
     """See _functions.py."""
     options["teacher_grid"] = _grid(options["teacher_grid"])
     count = len(schedules)
     handles = (c_void_p * count)(*(schedule._handle for schedule in schedules))
     distances = (c_double * count)()
-    with _problem(model, begin, like, None, ranks) as (call, host, problem):
+    with _problem(model, begin, like, None, ranks, features) as (call, host, problem):
         call.check(lib.lmsd_compare(_json(options), host, problem, count, handles, distances))
     return list(distances)

@@ -90,13 +90,14 @@ def measure(
     field: str = "strongest",
     extra: Mapping[int, Sequence[Sequence[float]]] | None = None,
     finalists: int = FINALISTS,
+    features: Callable | None = None,
     **config,
 ) -> Distilled:
     """The same with `made_by["compared"]` filled in: a list of dicts of solver, grid, nfe and distance.
 
-    `model`, `begin`, `like` and `config` as for `distill`; batches from 2**21 are asked for, `held_out`
-    trajectories. `field`: "published" or "strongest" (see `lmsd.rivals`); `extra`: grids of one's own for the
-    strongest, by NFE, such as those of GITS (arXiv 2405.11326).
+    `model`, `begin`, `like`, `features` and `config` as for `distill`; batches from 2**21 are asked for,
+    `held_out` trajectories. `field`: "published" or "strongest" (see `lmsd.rivals`); `extra`: grids of one's
+    own for the strongest, by NFE, such as those of GITS (arXiv 2405.11326).
 
     Every schedule gets the whole list: all of the family as "distilled" ("handcrafted" where nothing better
     was found), and at each of its NFEs and at twice that the best of the field as solver "best as published",
@@ -117,7 +118,8 @@ def measure(
     of_comparison = {name: config[name] for name in names}
 
     def distances(schedules, batches):
-        return compare(schedules, model, begin, like, **of_comparison | {"held_out": batches * size})
+        measured = of_comparison | {"held_out": batches * size}
+        return compare(schedules, model, begin, like, features=features, **measured)
 
     batches = -(-(config.get("held_out") or 64) // size)
     best, found = race(groups, distances, plan(batches), finalists, own)

@@ -17,8 +17,10 @@ PROBLEMS = """\
     model(x, sigma)         the denoised tensor for the current batch, guidance included
 
 and, where the library's defaults do not fit, process, sigma_min, sigma_max, sigma_end, made_for (a dict
-for the schedules to say: model, guidance_scale, ...) and seeds (a text that names its noise and its
-conditions). Flags go before what it says.
+for the schedules to say: model, guidance_scale, ...) and seeds (a text that names its noise, its conditions
+and its features). Flags go before what it says. If it has features(x), distances to the teacher are those
+between what that returns for end points x of the current batch; --feature-weight mixes them with the plain
+ones.
 
 --torchscript and --onnx are network files that take x [B, ...], sigma [B] and, with --classes, class [B],
 and return denoised, the prediction of x0. A network that takes classes 0 to N - 1 takes N for none of them,

@@ -39,6 +39,7 @@ def compare(args, ranks) -> int:
     def distances(schedules, batches):
         measured = {**options, "held_out": batches * size}
         p = task.problem
+        measured["features"] = getattr(p, "features", None)
         return lmsd.compare(schedules, p.model, p.begin, p.like, ranks=ranks, **measured)
 
     batches = -(-options.get("held_out", HELD_OUT) // size)

@@ -80,6 +80,7 @@ def fitted(task, args, interrupt, checkpoint: Path, ranks) -> lmsd.Distilled:
             progress=progress,
             checkpoint=checkpoint.absolute(),
             ranks=ranks,
+            features=getattr(task.problem, "features", None),
             **task.config,
         )
 
