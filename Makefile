@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
-	bench-quality bench-cost old bench-start bench-diffusers bench-lincomb bench-overhead \
+	bench-quality bench-cost bench-ablation old bench-start bench-diffusers bench-lincomb bench-overhead \
 	library venv venv-check venv-test wheel clean
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
 	@echo "make bench-cost      the price of a fit: distances at 10,000 to 60,000 image-calls, all included, on four"
 	@echo "                     networks; beside Adam, the strongest published field, kills, memory"
+	@echo "make bench-ablation  what each part of a fit is worth, beside the paper's ablation"
 	@echo "make old             version 0.1.0 in build/old/package, for benches/cost.py --old"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
@@ -142,6 +143,9 @@ docs: venv-check
 
 bench-quality: library venv
 	$(PY) benches/quality.py
+
+bench-ablation: library venv
+	$(PY) benches/ablation.py --out out/ablation.json
 
 bench-cost: library venv-test
 	$(PY) benches/cost.py
