@@ -1,0 +1,147 @@
+"""The networks that the peers are compared on. A network is one entry of NETWORKS; the rest sees this class only.
+
+Each network is imported when it is asked for. The examples have modules of the same names, so that one process
+can have the digits and the photographs, or an emoji model, but not both.
+"""
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+# the matrices are small: BLAS threads cost more than they save, above all on a busy machine
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+class Network:
+    """A denoiser in torch with what it was trained on, and features to judge its pictures by.
+
+    `evaluations`: of the network in a call with guidance, for one image; `real`: (mean, covariance) of the
+    features of real pictures.
+    """
+
+    process, sigma_min, sigma_max, sigma_end = "ve", 0.002, 80.0, 0.002
+    shift = None
+    test_count, batch_size = 512, 64
+    words = ""  # what the features are
+
+    def __init__(self, name, guidance):
+        self.name, self.guidance = name, guidance
+        self.evaluations = 1 if guidance == 1 else 2
+
+    def batch(self, index, size, seed, test=False):
+        """(x_T float32 [size, ...], conditions) of batch `index`; `test`: of conditions that no fit sees."""
+        raise NotImplementedError
+
+    def denoise(self, x, sigma, conditions):
+        """The prediction of x_0, guidance included; differentiable in x and sigma (a float or a tensor of one)."""
+        raise NotImplementedError
+
+    def pictures(self, x):
+        """Pictures in -1..1 of end points."""
+        return x
+
+    def maps(self, pictures):
+        """Activations of a classifier that no fit sees: maps [B, C, H, W], at last the features [B, F]."""
+        raise NotImplementedError
+
+
+class Digits(Network):
+    words = "the digit classifier (examples/digits/classifier.py)"
+
+    def __init__(self, name, guidance):
+        super().__init__(name, guidance)
+        sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "examples" / "digits")]
+        from adam import TorchDigits
+        from classifier import Classifier
+        from model import batch
+        from problem import problem
+
+        self.net, self._batch = TorchDigits(problem(guidance, size=1)), batch
+        classifier = Classifier()
+        self.weights = {name: torch.from_numpy(value) for name, value in classifier.weights.items()}
+        self.real = classifier.reference
+
+    def batch(self, index, size, seed, test=False):
+        return tuple(map(torch.from_numpy, self._batch(index, size, seed)))
+
+    def denoise(self, x, sigma, conditions):
+        return self.net(x, torch.as_tensor(sigma, dtype=torch.float32), conditions).to(x.dtype)
+
+    def maps(self, pictures):
+        w, silu, conv = self.weights, torch.nn.functional.silu, torch.nn.functional.conv2d
+        first = silu(conv(pictures + 1, w["conv1.weight"], w["conv1.bias"], padding=1))
+        second = silu(conv(first, w["conv2.weight"], w["conv2.bias"], padding=1, stride=2))
+        return [first, second, torch.tanh(second.flatten(1) @ w["hidden.weight"].T + w["hidden.bias"])]
+
+
+class Photos(Network):
+    test_count, batch_size = 128, 32
+    words = "a classifier of where in the two photographs a crop is from, trained for this benchmark"
+
+    def __init__(self, name, guidance):
+        super().__init__(name, guidance)
+        sys.path[:0] = [str(ROOT / "examples" / "photos")]
+        from photos_model import Photos, batch
+
+        from .photos_classifier import classifier
+
+        self.net, self._batch = Photos(), batch
+        self.classifier, self.real = classifier()
+
+    def batch(self, index, size, seed, test=False):
+        return self._batch(index, size, seed)
+
+    def denoise(self, x, sigma, conditions):
+        return self.net.denoise(x, sigma, conditions, self.guidance)
+
+    def maps(self, pictures):
+        return self.classifier.maps(pictures)
+
+
+# name -> (class, guidance)
+NETWORKS = {
+    "digits": (Digits, 3.0),
+    "photos": (Photos, 2.0),
+}
+
+
+@functools.cache
+def network(name):
+    """The network of that name; at most one set of examples in a process."""
+    torch.set_num_threads(1)
+    kind, guidance = NETWORKS[name]
+    return kind(name, guidance)
+
+
+class Counted:
+    """A network whose calls are counted: image-calls with gradients and without."""
+
+    def __init__(self, net):
+        self.net, self.forward, self.gradient = net, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.net, name)
+
+    def denoise(self, x, sigma, conditions):
+        if torch.is_grad_enabled():
+            self.gradient += len(x)
+        else:
+            self.forward += len(x)
+        return self.net.denoise(x, sigma, conditions)
+
+
+def subset(conditions, rows):
+    """The conditions of some images; None for a network without."""
+    return None if conditions is None else conditions[rows]
+
+
+def statistics(features):
+    """(mean, covariance) of features [N, F], in float64."""
+    features = np.asarray(features, np.float64)
+    return features.mean(0), np.cov(features, rowvar=False)

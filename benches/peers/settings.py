@@ -1,0 +1,45 @@
+"""What a run is asked for: one place for its sizes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Trajectories, except where said."""
+
+    test: int = 512
+    field_rounds: tuple = (8, 64)  # of the contest before the test trajectories
+    finalists: int = 8
+    trajectories: int = 256  # of the fits by gradients, and of the cost matrix of GITS a quarter
+    validation: int = 64  # which decide what a peer keeps
+    teacher: int = 50  # model calls of the peers' teacher
+    steps: int = 800  # of Adam
+    batch: int = 32  # in a step of Adam
+    rates: tuple = (3e-3, 1e-2)  # of Adam, all tried
+    starts: int = 3  # that Adam tries
+    cache_tuning: int = 16
+    ours_trajectories: int = 200
+    ours_calls: int = 4000  # image-calls for each NFE, at most
+    ours_batch: int = 4
+
+
+FULL = Settings()
+FOR = {
+    "digits": FULL,
+    "photos": Settings(test=128, field_rounds=(4, 16), trajectories=128, validation=32, steps=400, batch=16),
+}
+QUICK = Settings(
+    test=16,
+    field_rounds=(2,),
+    finalists=2,
+    trajectories=16,
+    validation=8,
+    teacher=16,
+    steps=6,
+    batch=4,
+    rates=(1e-2,),
+    starts=1,
+    cache_tuning=4,
+    ours_trajectories=8,
+    ours_calls=200,
+)
