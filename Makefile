@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
-	bench-quality bench-cost bench-ablation old bench-start bench-diffusers bench-lincomb bench-overhead \
+	bench-quality bench-cost bench-peers bench-ablation old bench-start bench-diffusers bench-lincomb bench-overhead \
 	library venv venv-check venv-test wheel clean
 
 help:
@@ -24,6 +24,8 @@ help:
 	@echo "make bench-cost      the price of a fit: distances at 10,000 to 60,000 image-calls, all included, on four"
 	@echo "                     networks; beside Adam, the strongest published field, kills, memory"
 	@echo "make bench-ablation  what each part of a fit is worth, beside the paper's ablation"
+	@echo "make bench-peers     docs/results.md: the fields, GITS, LD3, DLMS, gradients and caches beside lmsd.distill, in one"
+	@echo "                     run that goes on where it was stopped; PEERS_FLAGS=--quick for a look"
 	@echo "make old             version 0.1.0 in build/old/package, for benches/cost.py --old"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
@@ -122,6 +124,7 @@ test-python-package:
 
 test-python-others:
 	$(PY) -m pytest -q bindings/comfyui tests/peers examples/digits examples/photos
+	$(PY) -m pytest -q benches/peers
 
 # What is written from the descriptions in the code: the header, and the functions of Python that take options.
 generate: venv-check
@@ -149,6 +152,9 @@ bench-ablation: library venv
 
 bench-cost: library venv-test
 	$(PY) benches/cost.py
+
+bench-peers: library venv-test
+	$(PY) -m benches.peers $(PEERS_FLAGS)
 
 # The library before its distillation was rewritten.
 OLD := 8ea03a4

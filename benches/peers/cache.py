@@ -1,10 +1,10 @@
 """Caches that skip evaluations of the network: EasyCache (arXiv 2507.02860) and TeaCache (arXiv 2411.19108).
 
-A published solver makes more steps than it may call the network. At a skipped step the network's output (the noise, or the
-velocity of a flow: (x - D) / sigma) is what it was at the last evaluation, shifted by as much as the scaled input has moved
-since ("offset", as published), or the same noise, or the same D. Each image skips by itself where the change
-that is estimated since its last evaluation is below a threshold. The mean of evaluations is brought to `nfe` by the
-threshold, on validation trajectories; so is everything else chosen.
+A published solver makes more steps than it may call the network. At a skipped step the network's output (the
+noise, or the velocity of a flow: (x - D) / sigma) is what it was at the last evaluation, shifted by as much
+as the scaled input has moved since ("offset", as published), or the same noise, or the same D. Each image
+skips by itself where the change that is estimated since its last evaluation is below a threshold. The mean of
+evaluations is brought to `nfe` by the threshold, on validation trajectories; so is everything else chosen.
 """
 
 import itertools
@@ -18,7 +18,6 @@ from .networks import subset
 from .trajectories import VALIDATION, levels, mean_distance, pool
 
 KINDS, REUSED = ("easycache", "teacache"), ("offset", "noise", "denoised")
-SOLVERS, LONGER = ("euler", "dpmpp_2m", "ipndm_2"), (1.5, 2, 3)  # steps in units of nfe
 HALVINGS, FINALISTS, FEW = 12, 6, 0.02  # of the threshold; combinations; evaluations
 
 
@@ -93,7 +92,11 @@ class Skipping:
             noise, denoised = self.guess(x, now, sigma)
         else:
             noise, denoised = torch.empty_like(x), torch.empty_like(x)
-            self.input_then, self.noise_then, self.denoised_then = now.clone(), noise.clone(), denoised.clone()
+            self.input_then, self.noise_then, self.denoised_then = (
+                now.clone(),
+                noise.clone(),
+                denoised.clone(),
+            )
         if due.any():
             rows = due.nonzero()[:, 0]
             fresh = self.net.denoise(x[rows], sigma, subset(self.conditions, rows))
@@ -144,7 +147,7 @@ def fit(net, nfe, seed, settings):
     validation = pool(net, settings.validation, seed, settings.teacher, VALIDATION)
     few = validation.part(slice(settings.cache_tuning))
     found = []
-    for solver, longer in itertools.product(SOLVERS, LONGER):
+    for solver, longer in itertools.product(settings.cache_solvers, settings.cache_longer):
         steps = round(longer * nfe)
         schedule = lmsd.solve(solver, nfe=steps, **levels(net))
         fitted = curve(net, schedule, few)

@@ -1,8 +1,8 @@
-"""The scheme of the paper (DLMS, ICLR 2025) as a static table: weights that sum to 1, time steps and scales, by gradients
-of the distances of all states to the teacher's trajectory at the same noise levels.
+"""The scheme of the paper (DLMS, ICLR 2025) as a static table: weights that sum to 1, time steps and scales,
+by gradients of the distances of all states to the teacher's trajectory at the same noise levels.
 
-The teacher's states between its own noise levels are interpolated by cubics (Hermite, from its states and slopes).
-DLMS's small network, which adapts the numbers to the state, is left out.
+The teacher's states between its own noise levels are interpolated by cubics (Hermite, from its states and
+slopes). DLMS's small network, which adapts the numbers to the state, is left out.
 """
 
 import torch

@@ -1,8 +1,9 @@
-"""Time steps by dynamic programming over a cost matrix (GITS, arXiv 2405.11326), then a published solver on them.
+"""Time steps by dynamic programming over a cost matrix (GITS, arXiv 2405.11326), then a published solver on
+them.
 
-The cost of a step from one noise level of the teacher's grid to another is the distance of one Euler step from
-the teacher's state to the teacher's state there. A path's cost counts each later step `coefficient` times more;
-the coefficient, the solver and the analytical first step are chosen on validation trajectories.
+The cost of a step from one noise level of the teacher's grid to another is the distance of one Euler step
+from the teacher's state to the teacher's state there. A path's cost counts each later step `coefficient`
+times more; the coefficient, the solver and the analytical first step are chosen on validation trajectories.
 """
 
 import lmsd
@@ -11,7 +12,17 @@ import numpy as np
 from .trajectories import VALIDATION, levels, pool, ranked
 
 COEFFICIENTS = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)
-SOLVERS = ("euler", "ipndm_2", "ipndm_3", "ipndm_4", "dpmpp_2m", "dpmpp_3m", "deis_2", "deis_3", "unipc_bh2_2")
+SOLVERS = (
+    "euler",
+    "ipndm_2",
+    "ipndm_3",
+    "ipndm_4",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "deis_2",
+    "deis_3",
+    "unipc_bh2_2",
+)
 
 
 def costs(trajectories):

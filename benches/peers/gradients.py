@@ -1,8 +1,8 @@
 """Fits by gradients through the network: the unknowns of a schedule as tensors, and Adam with several starts.
 
-Adam tries every rate on each of the best starts for an eighth of its steps, and goes on with the best of them, its
-rate falling as a cosine. The best on validation trajectories is kept, the starts among them. A step through the
-network is counted as three forward calls.
+Adam tries every rate on each of the best starts for an eighth of its steps, and goes on with the best of
+them, its rate falling as a cosine. The best on validation trajectories is kept, the starts among them. A step
+through the network is counted as three forward calls.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import torch
 from .trajectories import VALIDATION, levels, mean_distance, pool, ranked
 
 CHECKS = 16  # validations in a fit
-# solver, grid, part of sigma_max that the first node has (None: the analytical first step): those of lmsd, and two plain ones
+# solver, grid, part of sigma_max at the first node (None: analytical first step): as lmsd has, and plain ones
 STARTS = {
     "ve": [
         ("lms_4", {"kind": "karras", "rho": 5}, 0.05),
@@ -166,5 +166,7 @@ def fit(net, nfe, seed, settings, make, loss=end_loss, *, solvers=None, states=F
         best = min([best, winner.validated(validation)], key=lambda pair: pair[0])
     number = tried.index(min(tried))
     start = begun[number // len(settings.rates)][1]
-    words = f"from {start.made_by['solver']}, {start.made_by['grid']}, rate {winner.rate:g}, {winner.step} steps"
+    words = (
+        f"from {start.made_by['solver']}, {start.made_by['grid']}, rate {winner.rate:g}, {winner.step} steps"
+    )
     return best[1], words

@@ -1,5 +1,5 @@
-"""Time steps alone by gradients through the network (LD3, arXiv 2405.15506), with the weights of a published solver:
-the noise levels of the states, and those that the model is told."""
+"""Time steps alone by gradients through the network (LD3, arXiv 2405.15506), with the weights of a published
+solver: the noise levels of the states, and those that the model is told."""
 
 import torch
 
@@ -11,7 +11,7 @@ def euler(_sigmas, _process, _n):
 
 
 def dpmpp_2m(sigmas, process, n):
-    """Weights of DPM-Solver++(2M) (arXiv 2211.01095), newest first; first order in the first and the last step."""
+    """Weights of DPM-Solver++(2M) (arXiv 2211.01095), newest first; first order at both ends."""
     if n == 0 or n + 2 == len(sigmas):
         return [1.0]
     lam = -sigmas[n - 1 : n + 2].log()

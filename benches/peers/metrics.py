@@ -1,10 +1,9 @@
 """How near end points are to the teacher's, and how alike their pictures. Knows no peer.
 
-`distance`: mean Euclidean distance of the end points. `psnr`: of each picture to the teacher's from the same noise
-in dB, pictures in -1..1, mean. `features`: an LPIPS-like distance (arXiv 1801.03924 without its learned weights):
-activations of a classifier scaled to length 1 over the channels, mean square difference, summed over its layers.
-`frechet_teacher`, `frechet_real`: Frechet distance (arXiv 1706.08500) in its last features to the teacher's pictures
-and to real ones.
+`distance`: mean Euclidean distance of the end points. `psnr`: of each picture to the teacher's from the same
+noise in dB, pictures in -1..1, mean. `features`: the root of an LPIPS-like distance (see Network.seen) in the
+layers of a classifier that no fit sees, mean. `frechet_teacher`, `frechet_real`: Frechet distance (arXiv
+1706.08500) in its last features to the teacher's pictures and to real ones.
 """
 
 import numpy as np
@@ -43,26 +42,16 @@ def psnr(pictures, goal):
     return (10 * torch.log10(4 / error.clamp(min=1e-10))).mean().item()
 
 
-def unit(maps):
-    return maps / maps.square().sum(1, keepdim=True).add(1e-10).sqrt()
-
-
-def lpips(maps, goal):
-    """Mean over the images of what the layers sum to."""
-    layers = zip(maps, goal, strict=True)
-    return sum((unit(a) - unit(b)).square().sum(1).mean().item() for a, b in layers)
-
-
 @torch.no_grad()
 def measured(net, ends, goal):
     """name -> figure for end points [N, ...] and the teacher's."""
     pictures, wanted = net.pictures(ends), net.pictures(goal)
-    maps, maps_wanted = net.maps(pictures), net.maps(wanted)
-    own, teachers = (statistics(m[-1].numpy()) for m in (maps, maps_wanted))
+    (perceptual, features), (perceptual_wanted, features_wanted) = net.seen(pictures), net.seen(wanted)
+    own, teachers = statistics(features.numpy()), statistics(features_wanted.numpy())
     return {
         "distance": distance(ends, goal).mean().item(),
         "psnr": psnr(pictures, wanted),
-        "features": lpips(maps, maps_wanted),
+        "features": (perceptual - perceptual_wanted).norm(dim=1).mean().item(),
         "frechet_teacher": frechet(own, teachers),
-        "frechet_real": frechet(own, net.real),
+        "frechet_real": None if net.real is None else frechet(own, net.real),
     }

@@ -1,7 +1,8 @@
-"""The networks that the peers are compared on. A network is one entry of NETWORKS; the rest sees this class only.
+"""The networks that the peers are compared on. A network is one entry of NETWORKS; the rest sees this class
+only.
 
-Each network is imported when it is asked for. The examples have modules of the same names, so that one process
-can have the digits and the photographs, or an emoji model, but not both.
+Each network is imported when it is asked for. The examples have modules of the same names, so that one
+process can have the digits and the photographs, or an emoji model, but not both.
 """
 
 import functools
@@ -39,16 +40,27 @@ class Network:
         raise NotImplementedError
 
     def denoise(self, x, sigma, conditions):
-        """The prediction of x_0, guidance included; differentiable in x and sigma (a float or a tensor of one)."""
+        """The prediction of x_0, guidance included; differentiable in x and sigma (a number or a tensor)."""
         raise NotImplementedError
 
     def pictures(self, x):
         """Pictures in -1..1 of end points."""
         return x
 
-    def maps(self, pictures):
-        """Activations of a classifier that no fit sees: maps [B, C, H, W], at last the features [B, F]."""
+    def layers(self, pictures):
+        """The layers [B, C, H, W] of a classifier that no fit sees, then its features [B, F]."""
         raise NotImplementedError
+
+    def seen(self, pictures):
+        """(perceptual [B, K], features [B, F]).
+
+        The squared Euclidean distance of two rows of the first is LPIPS (arXiv 1801.03924) with equal
+        weights: the sum over layers of the mean over places of the squared difference of vectors of length 1
+        over the channels.
+        """
+        *layers, features = self.layers(pictures)
+        unit = [torch.nn.functional.normalize(h, dim=1) / (h[0, 0].numel() ** 0.5) for h in layers]
+        return torch.cat([h.flatten(1) for h in unit], 1), features
 
 
 class Digits(Network):
@@ -73,7 +85,7 @@ class Digits(Network):
     def denoise(self, x, sigma, conditions):
         return self.net(x, torch.as_tensor(sigma, dtype=torch.float32), conditions).to(x.dtype)
 
-    def maps(self, pictures):
+    def layers(self, pictures):
         w, silu, conv = self.weights, torch.nn.functional.silu, torch.nn.functional.conv2d
         first = silu(conv(pictures + 1, w["conv1.weight"], w["conv1.bias"], padding=1))
         second = silu(conv(first, w["conv2.weight"], w["conv2.bias"], padding=1, stride=2))
@@ -100,14 +112,80 @@ class Photos(Network):
     def denoise(self, x, sigma, conditions):
         return self.net.denoise(x, sigma, conditions, self.guidance)
 
-    def maps(self, pictures):
-        return self.classifier.maps(pictures)
+    def layers(self, pictures):
+        return self.classifier.layers(pictures)
+
+
+class Emoji(Network):
+    """One of the three emoji models. Conditions are words of prompts; the test has others than the fits."""
+
+    test_count, batch_size = 128, 16
+    words = "the classifier of kinds of emoji (examples/emoji/judge.py)"
+    longest = 0.9995  # noise level that the flow model is told at most; at 1 its logarithm is infinite
+
+    def __init__(self, name, guidance):
+        super().__init__(name, guidance)
+        sys.path[:0] = [str(ROOT / "examples" / "emoji")]
+        from emoji_model import SHIFT, noise
+        from emoji_problem import problem, prompts
+        from export import denoiser
+
+        self.kind, self.noise = name.split()[1], noise
+        emoji = problem(self.kind, guidance).emoji
+        self.process, self.shape = emoji.process, emoji.shape
+        self.sigma_min, self.sigma_max, self.sigma_end = emoji.sigma_min, emoji.sigma_max, emoji.sigma_end
+        self.shift = SHIFT if self.process == "flow" else None
+        self.net = denoiser(self.kind).to(memory_format=torch.channels_last)
+        self.prompts = [torch.from_numpy(emoji.words(prompts(which))) for which in ("fit", "test")]
+        self.judge, self.real = self._judge()
+
+    def _judge(self):
+        """(the classifier, statistics of real pictures or None where they have not been fetched)."""
+        from emoji_data import FOLDER
+        from export import classifier
+        from stickers import Stickers
+
+        judge = classifier()
+        if not (FOLDER / "package").exists():
+            return judge, None
+        torch.manual_seed(0)
+        stickers = Stickers()
+        real = stickers.picture(stickers.draw(1024), 32).float()
+        return judge, statistics(torch.cat([judge.features(part) for part in real.split(64)]).numpy())
+
+    def batch(self, index, size, seed, test=False):
+        x = torch.from_numpy(self.noise(self.shape, index, size, seed)) * self.sigma_max
+        prompts, rng = self.prompts[test], np.random.Generator(np.random.PCG64([seed, index, 1]))
+        return x, prompts[torch.from_numpy(rng.integers(0, len(prompts), size))]
+
+    def denoise(self, x, sigma, conditions):
+        sigma = torch.as_tensor(sigma, dtype=x.dtype)
+        if self.process == "flow":
+            sigma = sigma.clamp(max=self.longest)
+        both = torch.cat([conditions, torch.zeros_like(conditions)])
+        told, untold = self.net(torch.cat([x, x]), sigma.expand(2 * len(x)), both).chunk(2)
+        return untold + self.guidance * (told - untold)
+
+    def pictures(self, x):
+        if self.kind != "latent":
+            return x
+        from export import autoencoder
+
+        return autoencoder().decode(x)
+
+    def seen(self, pictures):
+        if pictures.shape[-1] == 64:
+            pictures = torch.nn.functional.avg_pool2d(pictures, 2)
+        return self.judge.perceptual(pictures), self.judge.features(pictures)
 
 
 # name -> (class, guidance)
 NETWORKS = {
     "digits": (Digits, 3.0),
     "photos": (Photos, 2.0),
+    "emoji pixel": (Emoji, 4.0),
+    "emoji flow": (Emoji, 4.0),
+    "emoji latent": (Emoji, 4.0),
 }
 
 

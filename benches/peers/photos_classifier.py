@@ -1,7 +1,8 @@
-"""A classifier of the photograph crops, to judge pictures by: from which part of which photograph is this crop?
+"""A classifier of the photograph crops, to judge pictures by: from which part of which photograph is this
+crop?
 
-Its classes are the two photographs times 4 x 4 places. The seed fixes it; it is trained where it is not yet in
-out/peers (half a minute). Nothing is fitted to it.
+Its classes are the two photographs times 4 x 4 places. The seed fixes it; it is trained where it is not yet
+in out/peers (half a minute). Nothing is fitted to it.
 """
 
 import os
@@ -27,8 +28,8 @@ class Classifier(nn.Module):
         self.hidden = nn.Linear(48 * 16, FEATURES)
         self.output = nn.Linear(FEATURES, 2 * PLACES**2)
 
-    def maps(self, x):
-        """The activations, at last the features [B, FEATURES]."""
+    def layers(self, x):
+        """The layers, then the features [B, FEATURES]."""
         found = []
         for conv in self.convs:
             x = F.silu(conv(x))
@@ -36,11 +37,11 @@ class Classifier(nn.Module):
         return [*found, torch.tanh(self.hidden(x.flatten(1)))]
 
     def forward(self, x):
-        return self.output(self.maps(x)[-1])
+        return self.output(self.layers(x)[-1])
 
 
 def draw(crops, n, generator):
-    """(crops [n, 3, 32, 32], the part of the photographs [n]) like Crops.draw, which does not tell the place."""
+    """(crops [n, 3, 32, 32], their places [n]), like Crops.draw, which does not tell the place."""
     from photos_train import SIDE
 
     x, places = [], []
@@ -74,7 +75,7 @@ def train():
     x, places = draw(crops, 1024, generator)
     with torch.no_grad():
         right = (net(x).argmax(1) == places).float().mean().item()
-        real = net.maps(crops.draw(4096, generator)[0])[-1]
+        real = net.layers(crops.draw(4096, generator)[0])[-1]
     return net, statistics(real.numpy()), right
 
 

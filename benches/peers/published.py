@@ -12,8 +12,9 @@ RANKING = TEST + (1 << 20)  # first batch of the trajectories that only rank
 
 
 def best(net, nfe, field, settings):
-    """(schedule, words) of the best of a field by successive halving, the last round on the test trajectories."""
+    """(schedule, words) of the best of a field by successive halving, at last on the test trajectories."""
     rivals = lmsd.rivals(nfe, field, shift=net.shift, **levels(net))
+    rivals = [r for r in rivals if not settings.solvers or r.made_by["solver"] in settings.solvers]
     most = max(settings.field_rounds)
     ranking = pool(net, most, TEST_SEED, settings.teacher, RANKING)
 

@@ -1,13 +1,14 @@
-"""One cell of the table: fits one peer for one network, NFE and seed, and measures it on the test trajectories."""
+"""One cell of the table: one peer, fitted for one network, NFE and seed, measured on test trajectories."""
 
 import dataclasses
 import json
 import time
 
 import lmsd
+import torch
 
 from .metrics import measured
-from .networks import NETWORKS, ROOT, Counted, network
+from .networks import ROOT, Counted, network
 from .settings import FOR, FULL, QUICK
 from .table import PEERS
 from .trajectories import TEST_TEACHER, run, teacher, test_pool
@@ -33,8 +34,6 @@ def sampled(net, sampler, trajectories):
 
 def judged(net, sampler, trajectories):
     """What is measured of a sampler."""
-    import torch
-
     ends, seconds, calls = sampled(net, sampler, trajectories)
     found = measured(net, torch.cat(ends), trajectories.ends)
     return found | {"seconds": seconds, "calls": calls, "evaluations": calls * net.evaluations}
@@ -82,6 +81,3 @@ def cells(name, nfes, seeds, peers, long_nfes=()):
             if nfe in nfes or not seeded:
                 for seed in seeds if seeded else [0]:
                     yield peer, nfe, seed
-
-
-__all__ = ["NETWORKS", "cell", "cells", "judged"]

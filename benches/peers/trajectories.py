@@ -27,7 +27,8 @@ def teacher(net, nfe):
 
 @dataclass
 class Pool:
-    """Trajectories: x_T [N, ...], conditions, end points of the teacher, and if asked for its states on the way.
+    """Trajectories: x_T [N, ...], conditions, end points of the teacher, and if asked for its states on the
+    way.
 
     `sigmas` [T + 1], `states` [T + 1, N, ...], `slopes` [T, N, ...] (dx / dsigma).
     """
@@ -53,11 +54,22 @@ class Pool:
 
 
 def run(net, sampler, x, conditions, callback=None):
-    """End points; `sampler` is a Schedule or something with the same as `run` (a cache)."""
+    """End points; `sampler` is a Schedule, or a cache, which has the same as a method."""
     if not isinstance(sampler, lmsd.Schedule):
         return sampler.run(net, x, conditions)
     with torch.no_grad():
         return lmsd.sample(sampler, x, lambda x, sigma: net.denoise(x, sigma, conditions), callback)
+
+
+def recorded(net, schedule, x, conditions):
+    """(end points, states at the nodes, slopes there) of a schedule."""
+    states, slopes = [], []
+
+    def look(step):
+        states.append(step["x"].clone())
+        slopes.append((step["x"] - step["denoised"]) / step["sigma"])
+
+    return run(net, schedule, x, conditions, look), states, slopes
 
 
 def pool(net, count, seed, nfe, first=0, *, states=False, test=False):
@@ -66,13 +78,11 @@ def pool(net, count, seed, nfe, first=0, *, states=False, test=False):
     for index in range(math.ceil(count / SIZE)):
         size = min(SIZE, count - index * SIZE)
         x, conditions = net.batch(first + index, size, seed, test)
-        seen = []
-        ends = run(net, schedule, x, conditions, seen.append if states else None)
-        part = Pool(x, conditions, ends)
         if states:
-            part.states = torch.stack([step["x"].clone() for step in seen] + [ends])
-            told = [(step["x"] - step["denoised"]) / step["sigma"] for step in seen]
-            part.slopes = torch.stack(told)
+            ends, on_the_way, slopes = recorded(net, schedule, x, conditions)
+            part = Pool(x, conditions, ends, None, torch.stack([*on_the_way, ends]), torch.stack(slopes))
+        else:
+            part = Pool(x, conditions, run(net, schedule, x, conditions))
         made.append(part)
     whole = Pool(
         torch.cat([part.x for part in made]),
