@@ -26,7 +26,9 @@ ADAMS = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12]]
 
 
 def ipndm(order):
-    """Adams-Bashforth with constant coefficients (iPNDM, arXiv 2204.13902) in the slopes (x - D) / sigma."""
+    """Adams-Bashforth with constant coefficients (iPNDM, arXiv 2204.13902) in the slopes (x - D) / sigma.
+
+    First order in a step to 0."""
 
     def rows(sigmas):
         """[N, N]: weights by node."""
@@ -35,7 +37,7 @@ def ipndm(order):
         x, slopes, found = torch.zeros(count, dtype=sigmas.dtype), [], []
         for n in range(count):  # x: the state's coefficients of the predictions
             slopes.insert(0, (x - unit[n]) / sigmas[n])
-            parts = ADAMS[min(n, order - 1)]
+            parts = ADAMS[0 if sigmas[n + 1] == 0 else min(n, order - 1)]
             moved = x + (sigmas[n + 1] - sigmas[n]) * sum(p * s for p, s in zip(parts, slopes, strict=False))
             r = sigmas[n + 1] / sigmas[n]
             found.append((moved - r * x) / (1 - r))

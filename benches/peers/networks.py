@@ -28,7 +28,7 @@ class Network:
 
     process, sigma_min, sigma_max, sigma_end = "ve", 0.002, 80.0, 0.002
     shift = None
-    test_count, batch_size = 512, 64
+    batch_size = 64  # in which test trajectories are sampled
     words = ""  # what the features are
 
     def __init__(self, name, guidance):
@@ -93,7 +93,7 @@ class Digits(Network):
 
 
 class Photos(Network):
-    test_count, batch_size = 128, 32
+    batch_size = 32
     words = "a classifier of where in the two photographs a crop is from, trained for this benchmark"
 
     def __init__(self, name, guidance):
@@ -119,7 +119,7 @@ class Photos(Network):
 class Emoji(Network):
     """One of the three emoji models. Conditions are words of prompts; the test has others than the fits."""
 
-    test_count, batch_size = 128, 16
+    batch_size = 16
     words = "the classifier of kinds of emoji (examples/emoji/judge.py)"
     longest = 0.9995  # noise level that the flow model is told at most; at 1 its logarithm is infinite
 

@@ -67,9 +67,10 @@ def cell(name, peer, nfe, seed, quick=False, out=OUT):
     cost |= {"forward": counted.forward, "with_gradients": counted.gradient}
     found = {"network": name, "peer": peer, "nfe": nfe, "seed": seed, "words": words, "cost": cost}
     found |= {"metrics": judged(net, sampler, trajectories), "settings": told, "sampler": described(sampler)}
+    text = json.dumps(found, indent=1) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    file.write_text(text)
+    return json.loads(text)
 
 
 def cells(name, nfes, seeds, peers, long_nfes=()):

@@ -27,8 +27,26 @@ class Settings:
 
 
 FULL = Settings()
+EMOJI = Settings(
+    test=64,
+    field_rounds=(2, 8),
+    finalists=4,
+    trajectories=64,
+    validation=16,
+    teacher=40,
+    steps=200,
+    batch=16,
+    rates=(1e-2,),
+    starts=2,
+    cache_tuning=8,
+    cache_solvers=("dpmpp_2m", "ipndm_2"),
+    cache_longer=(2,),
+)
 FOR = {
     "digits": FULL,
+    "emoji pixel": EMOJI,
+    "emoji flow": EMOJI,
+    "emoji latent": EMOJI,
     "photos": Settings(test=128, field_rounds=(4, 16), trajectories=128, validation=32, steps=400, batch=16),
 }
 QUICK = Settings(

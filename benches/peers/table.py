@@ -14,4 +14,4 @@ PEERS = {
     "refined": ("lmsd.distill, then gradients", "", refined.fit, True),
     "ours": ("lmsd.distill", "", ours.fit, True),
 }
-GRADIENTS = ("ld3", "dlms", "end_to_end")  # those that take gradients from a start of their own
+GRADIENTS = ("ld3", "dlms", "end_to_end", "refined")  # those that take gradients
