@@ -74,7 +74,7 @@ def shown(values, form):
     if not values:
         return ""
     text = form.format(statistics.fmean(values))
-    return text + (f" ±{form.format((max(values) - min(values)) / 2)}" if len(values) > 1 else "")
+    return text + (f" ±{form.format((max(values) - min(values)) / 2)}" if max(values) > min(values) else "")
 
 
 def table(head, rows):
