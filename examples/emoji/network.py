@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 WIDTH, DEEP, EMBED, WORD, HEADS, FREQUENCIES = 96, 128, 128, 64, 4, 8
 SIGMA_DATA = 0.5
+NOISIEST = 0.9995  # sigma that the flow model is told of where it is higher: it is not trained on pure noise
 
 
 class Block(nn.Module):
@@ -105,13 +106,17 @@ class Denoiser(nn.Module):
 
     def forward(self, x, sigma, words):
         s = sigma[:, None, None, None]
-        signal = (1 - s) if self.flow else 1.0
-        norm = ((signal * SIGMA_DATA) ** 2 + s * s).sqrt()
-        noise = (sigma / (1 - sigma)).log() if self.flow else sigma.log()
-        f = self.unet(x / norm, noise / 4, words)
         if self.flow:
-            return x - s * f.to(x.dtype)
+            return x - s * self.velocity(x, sigma, words).to(x.dtype)
+        norm = (SIGMA_DATA**2 + s * s).sqrt()
+        f = self.unet(x / norm, sigma.log() / 4, words)
         return SIGMA_DATA**2 / norm**2 * x + SIGMA_DATA * s / norm * f.to(x.dtype)
+
+    def velocity(self, x, sigma, words):
+        """Noise less x_0, of a flow model."""
+        s, told = sigma[:, None, None, None], sigma.clamp(max=NOISIEST)
+        norm = (((1 - s) * SIGMA_DATA) ** 2 + s * s).sqrt()
+        return self.unet(x / norm, (told / (1 - told)).log() / 4, words)
 
 
 class Autoencoder(nn.Module):

@@ -21,7 +21,7 @@ def emoji(request):
 
 
 def levels(emoji):
-    return (0.02, 0.4, 0.95) if emoji.process == "flow" else (0.01, 0.5, 8.0, 80.0)
+    return (0.02, 0.4, 0.95, 1.0) if emoji.process == "flow" else (0.01, 0.5, 8.0, 80.0)
 
 
 def test_the_graph_equals_the_torch_module(emoji):

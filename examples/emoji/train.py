@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from emoji_data import FOLDER
-from network import SIGMA_DATA, Autoencoder, Classifier, Denoiser
+from network import NOISIEST, SIGMA_DATA, Autoencoder, Classifier, Denoiser
 from safetensors.torch import load_file, save_file
 from stickers import Stickers
 from torch.nn import functional as F
@@ -53,7 +53,7 @@ def edm_loss(net, x, words):
 
 
 def flow_loss(net, x, words):
-    t = torch.sigmoid(0.4 + 1.1 * torch.randn(len(x))).clamp(1e-3, 0.9995)
+    t = torch.sigmoid(0.4 + 1.1 * torch.randn(len(x))).clamp(1e-3, NOISIEST)
     s, noise = t[:, None, None, None], torch.randn_like(x)
     denoised = net((1 - s) * x + s * noise, t, words)
     return ((denoised - x) / s).square().mean()
