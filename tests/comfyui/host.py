@@ -34,6 +34,7 @@ PACKS = {
     "digits_pack": ROOT / "tests" / "comfyui" / "digits_pack",
     "comfyui-lmsd": ROOT / "bindings" / "comfyui",
 }
+EMOJI = ROOT / "examples" / "comfyui_emoji"
 ENDS = {
     "execution_success": "success",
     "execution_error": "error",
