@@ -217,9 +217,7 @@ class LoadEmojiModel:
 
 
 class EmptyEmojiLatent:
-    DESCRIPTION = (
-        "An empty latent of the size that the model draws: 32x32, or 16x16 for the latent model."
-    )
+    DESCRIPTION = "An empty latent of the size that the model draws: 32x32, or 16x16 for the latent model."
     CATEGORY = "latent"
     FUNCTION = "empty"
     RETURN_TYPES = ("LATENT",)
