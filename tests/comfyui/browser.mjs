@@ -7,9 +7,10 @@
 //                      "templates": title of a pack}'
 //
 // Prints one line of JSON: nodes (id, type, title, missing, error, red inputs, widgets, values outside a
-// combo's list), dialogs and messages as text, console and page errors (those of the start apart), failed
-// requests, requests elsewhere (which are refused), with "queue" how the run ended, and with "templates" the
-// pack's cards in the template browser, which the screenshot then shows.
+// combo's list), graph (where it is in the page: x, y, width, height), dialogs and messages as text, console
+// and page errors (those of the start apart), failed requests, requests elsewhere (which are refused), with
+// "queue" how the run ended, and with "templates" the pack's cards in the template browser, which the
+// screenshot then shows.
 import { createRequire } from "node:module";
 import { readFileSync, writeFileSync } from "node:fs";
 
@@ -45,10 +46,10 @@ try {
     if (status >= 400) report.failed.push(`${status} ${method} ${answer.url()}`);
   });
 
-  await page.goto(options.url, { waitUntil: "load", timeout: 60 * seconds });
+  await page.goto(options.url, { waitUntil: "load", timeout: 600 * seconds });
   await page.waitForFunction(
     () => window.app?.graph && window.app.canvas && window.LiteGraph?.registered_node_types?.KSampler,
-    null, { timeout: 60 * seconds },
+    null, { timeout: 600 * seconds },
   );
   await page.waitForTimeout(2 * seconds); // what opens by itself at the first start is open by now
   report.opened = await dialogs(page);
@@ -92,20 +93,23 @@ try {
 }
 console.log(JSON.stringify(report));
 
-// The whole graph in view.
+// The whole graph in view; where it then is in the page.
 async function fit(page) {
-  await page.evaluate(() => {
+  report.graph = await page.evaluate(() => {
     const canvas = window.app.canvas, nodes = window.app.graph._nodes;
-    if (!nodes.length) return;
+    const view = canvas.canvas.getBoundingClientRect(); // beside the page's bars, or beneath them
+    const x = Math.max(100, view.left + 20), y = Math.max(110, view.top + 20);
+    if (!nodes.length) return null;
     const boxes = nodes.map((n) => [n.pos[0], n.pos[1] - 40, n.size[0], n.size[1] + 40]);
     boxes.push(...(window.app.graph._groups ?? []).map((group) => [...group.pos, ...group.size]));
     const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]));
-    const right = Math.max(...boxes.map((box) => box[0] + box[2]));
-    const bottom = Math.max(...boxes.map((box) => box[1] + box[3]));
-    const scale = Math.min(1400 / (right - left), 760 / (bottom - top), 1);
+    const width = Math.max(...boxes.map((box) => box[0] + box[2])) - left;
+    const height = Math.max(...boxes.map((box) => box[1] + box[3])) - top;
+    const scale = Math.min((window.innerWidth - 100 - x) / width, (window.innerHeight - 80 - y) / height, 1);
     canvas.ds.scale = scale;
-    canvas.ds.offset = [-left + 100 / scale, -top + 110 / scale];
+    canvas.ds.offset = [-left + (x - view.left) / scale, -top + (y - view.top) / scale];
     canvas.setDirty(true, true);
+    return [x, y, width * scale, height * scale];
   });
   await page.waitForTimeout(1000);
 }
@@ -119,7 +123,7 @@ function prompt(page) {
 async function templates(page, pack) {
   await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.BrowseTemplates"));
   const dialog = page.locator("[role=dialog]");
-  await dialog.getByText(pack, { exact: true }).last().click({ timeout: 30 * seconds });
+  await dialog.getByText(pack, { exact: true }).last().click({ timeout: 600 * seconds });
   await page.waitForTimeout(3 * seconds); // the pictures load
   return dialog.locator("img").evaluateAll((images) =>
     images.map((image) => ({ title: image.alt, width: image.naturalWidth, height: image.naturalHeight })));
@@ -181,7 +185,7 @@ async function run(page) {
         api.addEventListener("execution_success", end("success"));
         api.addEventListener("execution_error", end("error"));
         api.addEventListener("execution_interrupted", end("interrupted"));
-        setTimeout(() => resolve({ ...seen, status: "timeout" }), 180000);
+        setTimeout(() => resolve({ ...seen, status: "timeout" }), 900000);
         let started = false;
         api.addEventListener("execution_start", () => (started = true));
         window.app.queuePrompt(0, 1).then(() => // what it resolves to differs between versions

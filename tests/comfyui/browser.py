@@ -14,6 +14,12 @@ from pathlib import Path
 from host import CACHE, Host
 
 HERE = Path(__file__).resolve().parent
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.ShowMissingModelsWarning": True,
+    "Comfy.Minimap.Visible": False,  # it and the menu lie above the graph
+    "Comfy.Graph.CanvasMenu": False,
+}
 
 
 def missing() -> str | None:
@@ -103,9 +109,7 @@ def look(
     `scale`: pixels of the screenshot for one of the page. `templates`: a pack's name; opens the template
     browser there at the end.
     """
-    host.request(
-        "/settings", {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": True}
-    )
+    host.request("/settings", SETTINGS)
     with tempfile.TemporaryDirectory(prefix="lmsd-browser-") as folder:
         folder = Path(folder)
         if workflow is not None and not isinstance(workflow, str | os.PathLike):
@@ -116,7 +120,7 @@ def look(
         options |= {"scale": scale, "templates": templates}
         options |= {name: str(path) for name, path in (("screenshot", screenshot), ("save", save)) if path}
         command = ["node", str(HERE / "browser.mjs"), json.dumps(options)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert "failure" not in report, report["failure"]

@@ -192,7 +192,7 @@ class Host:
         given = {name: value for name, value in os.environ.items() if name != "COMFYUI_DIR"}
         return own | given | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | self.environment
 
-    def start(self, timeout: float = 180) -> None:
+    def start(self, timeout: float = 900) -> None:
         """Starts the server and waits until it answers; HostError where it ends or a pack fails to import."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -277,7 +277,7 @@ class Host:
         self._queued[answer["prompt_id"]] = before
         return answer["prompt_id"]
 
-    def wait(self, prompt_id: str, timeout: float = 120) -> Run:
+    def wait(self, prompt_id: str, timeout: float = 600) -> Run:
         """Waits for the end of a queued prompt. Prompts run one after another."""
         first, queued = self._queued[prompt_id]
 
@@ -305,11 +305,11 @@ class Host:
         seconds = end.seconds - queued
         return Run(prompt_id, ENDS[end.kind], seconds, events, history.get(prompt_id, {}))
 
-    def run(self, prompt: dict, timeout: float = 120, **extra_data) -> Run:
+    def run(self, prompt: dict, timeout: float = 600, **extra_data) -> Run:
         """Queues and waits."""
         return self.wait(self.queue(prompt, **extra_data), timeout)
 
-    def until(self, condition, timeout: float = 60) -> Event:
+    def until(self, condition, timeout: float = 600) -> Event:
         """The first event from now on for which `condition(event)` holds."""
         first = len(self.events)
         with self.arrived:

@@ -23,7 +23,7 @@ from workflows import node
 WORKFLOW = EMOJI / "example_workflows" / "distill then sample.json"
 THUMBNAILS = PACKS["comfyui-lmsd"] / "example_workflows"
 DARK, LIGHT, BLUE, ORANGE, GREY = "#20232a", "#f2f4f8", "#58b0ff", "#ffa657", "#9aa4b2"
-STEPS, MANY = 5, 50
+STEPS, MANY, NFES = 5, 50, range(3, 6)
 
 
 def node_of(workflow, kind):
@@ -114,7 +114,7 @@ def distill(schedule):
     axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.tick_params(which="both", colors=GREY)
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.3, which="both")
     axes.legend(labelcolor="linecolor", frameon=False, prop={"weight": "bold", "size": 11})
     for side in axes.spines.values():
         side.set_visible(False)
@@ -137,16 +137,13 @@ def write(made, path):
 
 def page(host, workflow, path):
     """The workflow after a run, as wide as the README."""
-    groups = [group["bounding"] for group in workflow["groups"]]
-    left, top = (min(box[i] for box in groups) for i in (0, 1))
-    width, height = (max(box[i] + box[i + 2] for box in groups) - start for i, start in ((0, left), (1, top)))
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "page.png"
         seen = browser.look(host, workflow, queue=True, screenshot=shot, scale=2)
         assert not seen.faults and seen.run["status"] == "success", (seen.faults, seen.run)
         picture = Image.open(shot).convert("RGB")
-    scale = min(1400 / width, 760 / height, 1)  # as browser.mjs fits it, from (100, 110)
-    box = (100 - 6, 110 - 6, 100 + width * scale + 6, 110 + height * scale + 6)
+    x, y, width, height = seen.report["graph"]
+    box = (x - 6, y - 6, x + width + 6, y + height + 6)
     picture = picture.crop([round(2 * edge) for edge in box])
     picture = picture.resize((1300, round(1300 * picture.height / picture.width)), Image.Resampling.LANCZOS)
     picture.save(path, quality=85)
@@ -157,11 +154,11 @@ def main():
     parser.add_argument("--out", type=Path, help="a folder for all of them, instead of their places")
     args = parser.parse_args()
     workflow = json.loads(WORKFLOW.read_text())
-    name = node_of(workflow, "LmsdDistill")["widgets_values"][2]
+    values = node_of(workflow, "LmsdDistill")["widgets_values"]
+    name, values[3:5], values[7] = values[2], [NFES[-1], NFES[0]], 0.0
     with Host(Path(os.environ["COMFYUI_DIR"]), packs=PACKS | {"comfyui_emoji": EMOJI}) as host:
-        run = host.run(
-            browser.look(host, workflow).report["prompt"], timeout=3600
-        )  # which the page then has cached
+        prompt = browser.look(host, workflow).report["prompt"]
+        run = host.run(prompt, timeout=3600)  # so that the page finds the schedule in the cache
         assert run.status == "success", run.error
         print(*run.texts[-1:], sep="\n")
         node_of(workflow, "SamplerCustom")["widgets_values"][1] += 1  # sampling runs again, with previews

@@ -40,7 +40,7 @@ def ksampler(model, prompt="red apple", batch=2, steps=3):
 
 def pictures(host, nodes):
     """What it draws, [n, S, S, 3], and the run."""
-    run = host.run(nodes, timeout=300)
+    run = host.run(nodes)
     assert run.status == "success", run.error
     return np.stack([pixels(image) for image in host.images(run)]), run
 

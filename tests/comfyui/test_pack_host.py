@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,7 @@ def loading(file, **options):
 def distilled(host):
     """The name of a file made for the EDM digits model at guidance 3, distilled by the host."""
     if "shared nfe04.json" not in files(host):
-        run = host.run(distilling("shared"), timeout=300)
+        run = host.run(distilling("shared"))
         assert run.status == "success", run.error
     return "shared nfe04.json"
 
@@ -115,7 +114,7 @@ def test_nothing_is_written_into_the_packs_folder(host, distilled):
 def test_distill_then_sample(host, guider):
     """One workflow through POST /prompt: progress, text, previews, a file, a report, and pictures."""
     name = f"digits {'guider' if guider else 'model'}"
-    run = host.run(distilling(name, guider=guider, nfe=5, compare=True, delay_ms=1), timeout=300)
+    run = host.run(distilling(name, guider=guider, nfe=5, compare=True, delay_ms=1))
     assert run.status == "success", run.error
     assert f"{name} nfe05.json" in files(host)
     steps = [p for p in run.progress if p["node"] == "distill"]
@@ -141,9 +140,7 @@ def test_distill_then_sample(host, guider):
 @pytest.mark.parametrize("prediction", ["eps", "v_prediction", "flow"])
 @pytest.mark.parametrize("video", [False, True], ids=["4-D", "5-D"])
 def test_every_kind_of_model(host, prediction, video):
-    run = host.run(
-        distilling(f"{prediction} {video}", prediction=prediction, video=video, nfe=3), timeout=300
-    )
+    run = host.run(distilling(f"{prediction} {video}", prediction=prediction, video=video, nfe=3))
     assert run.status == "success", run.error
     file = json.loads((host.base / "models" / SCHEDULES / f"{prediction} {video} nfe03.json").read_text())
     assert file["process"] == ("flow" if prediction == "flow" else "ve")
@@ -154,7 +151,7 @@ def test_every_kind_of_model(host, prediction, video):
 def test_a_file_from_the_list_samples_like_the_schedule_that_was_made(host, distilled):
     """New files are in the drop-down without a restart, and give the same pictures as the fresh schedule."""
     assert distilled in host.object_info("LmsdLoadSchedule")["input"]["required"]["schedule"][0]
-    fresh = host.run(distilling("shared"), timeout=300)
+    fresh = host.run(distilling("shared"))
     loaded = host.run(loading(distilled))
     assert loaded.status == "success", loaded.error
     digits = [image for image in map(pixels, host.images(fresh)) if image.shape == (128, 128)]
@@ -211,16 +208,21 @@ def test_sampler_custom_masks_and_denoise(host, distilled):
 # ---- stop
 
 
+def interrupted(host, prompt_id):
+    """(the run, how many model calls it made after the host had answered the request)"""
+    host.interrupt()
+    first = len(host.events)
+    run = host.wait(prompt_id)
+    return run, sum(event.kind == "progress" for event in host.events[first:])
+
+
 def test_interrupt_keeps_the_best_so_far(host):
-    """Within a second, whatever it is at; what was found by then is on disk, and the host goes on."""
+    """Within a few calls, whatever it is at; what was found by then is on disk, and the host goes on."""
     slow = distilling("interrupted", nfe=5, delay_ms=4, trajectories=10)
     prompt_id = host.queue(slow)
-    host.until(lambda e: e.kind == "progress" and e.data["node"] == "distill" and e.data["value"] > 900, 120)
-    asked = time.perf_counter()
-    host.interrupt()
-    run = host.wait(prompt_id)
-    assert run.status == "interrupted"
-    assert time.perf_counter() - asked < 1
+    host.until(lambda e: e.kind == "progress" and e.data["node"] == "distill" and e.data["value"] > 900)
+    run, calls = interrupted(host, prompt_id)
+    assert run.status == "interrupted" and calls < 20
     assert "interrupted nfe05.json" in files(host)
     kept = json.loads((host.base / "models" / SCHEDULES / "interrupted nfe05.json").read_text())
     assert kept["made_by"]["distance"] <= kept["made_by"]["handcrafted"][0]["distance"]
@@ -230,10 +232,8 @@ def test_interrupt_keeps_the_best_so_far(host):
 def test_interrupt_before_the_first_result(host):
     prompt_id = host.queue(distilling("too early", nfe=5, delay_ms=50))
     host.until(lambda e: e.kind == "progress" and e.data["node"] == "distill" and e.data["value"] >= 3)
-    asked = time.perf_counter()
-    host.interrupt()
-    assert host.wait(prompt_id).status == "interrupted"
-    assert time.perf_counter() - asked < 1
+    run, calls = interrupted(host, prompt_id)
+    assert run.status == "interrupted" and calls < 20
     assert not any(file.startswith("too early") for file in files(host))
 
 
