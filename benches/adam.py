@@ -25,6 +25,7 @@ import torch
 from common import about, measure, sigmas
 from model import NO_LABEL, SIGMA_DATA
 from networks import NETWORKS, test_count, test_problem
+from unknowns import Table
 
 TEACHER = {"solver": "deis_3", "nfe": 50}
 SEED = 2000  # of its noise
@@ -100,53 +101,6 @@ def differentiable(name, problem):
     return kinds.get(name, TorchDigits)(problem)
 
 
-class Unknowns:
-    """The numbers of a schedule as tensors that have gradients."""
-
-    def __init__(self, schedule, problem):
-        self.start, self.end = schedule.sigma_start, schedule.sigma_end
-        self.range = problem.sigma_min, problem.sigma_max
-        sigma = torch.from_numpy(schedule.sigmas[:-1].copy())
-        self.log_sigma = sigma.log()
-        self.log_told = (sigma * torch.from_numpy(schedule.scales)).log()
-        self.weights = torch.zeros(schedule.nfe, schedule.nfe, dtype=torch.float64)
-        for n, row in enumerate(schedule.weights):
-            self.weights[n, : len(row)] = torch.from_numpy(row)
-        self.list = [self.log_sigma, self.log_told, self.weights]
-        for unknown in self.list:
-            unknown.requires_grad_()
-
-    def levels(self):
-        low, high = self.range
-        return self.log_sigma.exp().clamp(max=self.start), self.log_told.exp().clamp(low, high)
-
-    def run(self, model, x, labels):
-        """End points from x_T."""
-        sigma, told = self.levels()
-        x, seen = sigma[0] / self.start * x, []
-        for n in range(len(sigma)):
-            seen.insert(0, model(x, told[n], labels))
-            r = (sigma[n + 1] if n + 1 < len(sigma) else self.end) / sigma[n]
-            x = r * x + (1 - r) * sum(w * d for w, d in zip(self.weights[n], seen, strict=False))
-        return x
-
-    @torch.no_grad()
-    def schedule(self):
-        """None where the sigmas do not decrease."""
-        sigma, told = (level.tolist() for level in self.levels())
-        weights = self.weights.tolist()
-        nodes = [
-            {"sigma": sigma[n], "scale": told[n] / sigma[n], "weights": weights[n][: n + 1]}
-            for n in range(len(sigma))
-        ]
-        ends = {"sigma_start": self.start, "sigma_end": self.end, "nfe": len(nodes)}
-        file = {"format": 1, "process": "ve", **ends, "nodes": nodes}
-        try:
-            return lmsd.Schedule.from_json(file)
-        except lmsd.ScheduleError:
-            return None
-
-
 def batch(problem, teacher, index):
     """(x_T, labels, the teacher's end points) of batch `index`."""
     x = problem.begin(index)
@@ -165,11 +119,11 @@ def refine(name, schedule, steps=STEPS, rate=RATE):
     model, levels = differentiable(name, problem), sigmas(problem)
     teacher = lmsd.solve(**TEACHER, **levels)
     validation = [batch(problem, teacher, FIRST_VALIDATION + index) for index in range(VALIDATION // BATCH)]
-    unknowns = Unknowns(schedule, problem)
-    adam = torch.optim.Adam(unknowns.list, lr=rate)
+    unknowns = Table(problem, schedule)
+    adam = torch.optim.Adam(unknowns.unknowns, lr=rate)
 
     def loss(x, goal, labels):
-        return (unknowns.run(model, x, labels) - goal).flatten(1).norm(dim=1).mean()
+        return (unknowns.states(model, x, labels)[-1] - goal).flatten(1).norm(dim=1).mean()
 
     best, least = schedule, math.inf
     for step in range(steps + 1):

@@ -6,6 +6,7 @@ slopes). DLMS's small network, which adapts the numbers to the state, is left ou
 """
 
 import torch
+from unknowns import Table
 
 from . import gradients
 
@@ -26,7 +27,7 @@ def between(trajectories, sigma):
 
 def trajectory_loss(unknowns, net, part):
     """Mean over the nodes after the first, and over the trajectories."""
-    states, sigmas = unknowns.states(net, part.x, part.conditions), unknowns.sigmas()
+    states, sigmas = unknowns.states(net.denoise, part.x, part.conditions), unknowns.sigmas()
     goals = [between(part, sigma) for sigma in sigmas[1:-1]] + [part.ends]
     far = [(x - goal).flatten(1).norm(dim=1).mean() for x, goal in zip(states[1:], goals, strict=True)]
     return torch.stack(far).mean()
@@ -34,6 +35,6 @@ def trajectory_loss(unknowns, net, part):
 
 def fit(net, nfe, seed, settings):
     def make(start):
-        return gradients.Table(net, start, affine=True)
+        return Table(net, start, affine=True)
 
     return gradients.fit(net, nfe, seed, settings, make, trajectory_loss, states=True)

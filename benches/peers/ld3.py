@@ -2,6 +2,7 @@
 solver: the noise levels of the states, and those that the model is told."""
 
 import torch
+from unknowns import Table
 
 from . import gradients
 
@@ -70,7 +71,7 @@ SOLVERS = {
 }
 
 
-class Steps(gradients.Table):
+class Steps(Table):
     """The unknowns are log sigma and log of the level that the model is told."""
 
     def __init__(self, net, schedule):

@@ -6,10 +6,9 @@ layers of a classifier that no fit sees, mean. `frechet_teacher`, `frechet_real`
 1706.08500) in its last features to the teacher's pictures and to real ones.
 """
 
-import numpy as np
 import torch
+from classifier import frechet, statistics
 
-from .networks import statistics
 from .trajectories import distance
 
 # name -> (words, whether more is better, format)
@@ -20,21 +19,6 @@ METRICS = {
     "frechet_teacher": ("Frechet distance to the teacher's pictures", False, "{:.3f}"),
     "frechet_real": ("Frechet distance to real pictures", False, "{:.3f}"),
 }
-
-
-def root(matrix):
-    """Square root of a symmetric positive semi-definite matrix."""
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
-
-
-def frechet(one, other):
-    """Frechet distance between (mean, covariance) and another."""
-    (mean, covariance), (mean2, covariance2) = one, other
-    half = root(covariance)
-    cross = np.sqrt(np.linalg.eigvalsh(half @ covariance2 @ half).clip(0)).sum()
-    both = np.trace(covariance) + np.trace(covariance2)
-    return float(((mean - mean2) ** 2).sum() + both - 2 * cross)
 
 
 def psnr(pictures, goal):

@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from classifier import statistics
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +69,6 @@ class Digits(Network):
 
     def __init__(self, name, guidance):
         super().__init__(name, guidance)
-        sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "examples" / "digits")]
         from adam import TorchDigits
         from classifier import Classifier
         from model import batch
@@ -121,12 +121,12 @@ class Emoji(Network):
 
     batch_size = 16
     words = "the classifier of kinds of emoji (examples/emoji/judge.py)"
-    longest = 0.9995  # noise level that the flow model is told at most; at 1 its logarithm is infinite
 
     def __init__(self, name, guidance):
         super().__init__(name, guidance)
         sys.path[:0] = [str(ROOT / "examples" / "emoji")]
-        from emoji_model import SHIFT, noise
+        from emoji_data import SHIFT
+        from emoji_model import noise
         from emoji_problem import problem, prompts
         from export import denoiser
 
@@ -160,8 +160,6 @@ class Emoji(Network):
 
     def denoise(self, x, sigma, conditions):
         sigma = torch.as_tensor(sigma, dtype=x.dtype)
-        if self.process == "flow":
-            sigma = sigma.clamp(max=self.longest)
         both = torch.cat([conditions, torch.zeros_like(conditions)])
         told, untold = self.net(torch.cat([x, x]), sigma.expand(2 * len(x)), both).chunk(2)
         return untold + self.guidance * (told - untold)
@@ -217,9 +215,3 @@ class Counted:
 def subset(conditions, rows):
     """The conditions of some images; None for a network without."""
     return None if conditions is None else conditions[rows]
-
-
-def statistics(features):
-    """(mean, covariance) of features [N, F], in float64."""
-    features = np.asarray(features, np.float64)
-    return features.mean(0), np.cov(features, rowvar=False)

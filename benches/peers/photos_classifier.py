@@ -8,10 +8,11 @@ in out/peers (half a minute). Nothing is fitted to it.
 import os
 
 import torch
+from classifier import statistics
 from torch import nn
 from torch.nn import functional as F
 
-from .networks import ROOT, statistics
+from .networks import ROOT
 
 FILE = ROOT / "out" / "peers" / "photos_classifier.pt"
 PLACES, FEATURES = 4, 32

@@ -2,6 +2,8 @@
 
 import math
 
+from unknowns import Table
+
 from . import gradients, ours
 from .trajectories import VALIDATION, mean_distance, pool
 
@@ -12,9 +14,7 @@ def fit(net, nfe, seed, settings):
     start, _ = ours.fit(net, nfe, seed, settings)
     trajectories = pool(net, settings.trajectories, seed + 100, settings.teacher)
     validation = pool(net, settings.validation, seed, settings.teacher, VALIDATION)
-    one = gradients.Fit(
-        net, gradients.Table(net, start), gradients.end_loss, RATE, trajectories, seed, settings
-    )
+    one = gradients.Fit(net, Table(net, start), gradients.end_loss, RATE, trajectories, seed, settings)
     best = mean_distance(net, start, validation), start
     for check in range(1, CHECKS + 1):
         one.run(math.ceil(check * settings.steps / CHECKS))

@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from unknowns import Table  # noqa: E402
+
 from . import cache, dlms, gits, gradients, ld3, run  # noqa: E402
 from .networks import ROOT, Counted, network  # noqa: E402
 from .settings import QUICK  # noqa: E402
@@ -101,7 +103,7 @@ def test_the_solvers_of_ld3_are_those_of_lmsd(net, solver, process):
 @pytest.mark.parametrize("affine", [False, True])
 def test_gradients_see_what_sampling_gives(net, trajectories, affine):
     """Adam differentiates what lmsd.sample gives, and its gradient is that of the distance."""
-    unknowns = gradients.Table(net, gradients.starts(net, NFE)[0], affine)
+    unknowns = Table(net, gradients.starts(net, NFE)[0], affine)
     with torch.no_grad():
         unknowns.table += 0.02 * torch.randn(NFE, NFE, generator=torch.Generator().manual_seed(0))
     schedule = unknowns.schedule()
@@ -138,7 +140,7 @@ def test_calls_are_counted(net, trajectories):
     few = trajectories.part(slice(8))
     mean_distance(counted, teacher(net, 5), few)
     assert (counted.forward, counted.gradient) == (40, 0)
-    gradients.end_loss(gradients.Table(net, teacher(net, 5)), counted, few)
+    gradients.end_loss(Table(net, teacher(net, 5)), counted, few)
     assert (counted.forward, counted.gradient) == (40, 40)
 
 

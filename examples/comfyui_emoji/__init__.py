@@ -20,8 +20,6 @@ import torch
 from safetensors import safe_open
 
 EMOJI = Path(os.environ.get("LMSD_EMOJI") or Path(__file__).resolve().parents[1] / "emoji")
-WORDS = 8  # of a prompt that the network sees
-SHIFT = 3.0  # of the flow model's noise levels
 MULTIPLIER = 1000  # the flow model is told 1000 sigma, as those of Stable Diffusion 3 are
 
 
@@ -32,6 +30,9 @@ def module(name):
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+WORDS, SHIFT = module("emoji_data").WORDS, module("emoji_data").SHIFT
 
 
 def weights(name):

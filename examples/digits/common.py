@@ -5,8 +5,11 @@ Distances are means over trajectories of the Euclidean distance, in pixels of [-
 of a schedule and that of the teacher from the same noise and the same label.
 """
 
+import contextlib
 import json
 import math
+import sys
+import time
 from pathlib import Path
 
 import lmsd
@@ -17,6 +20,7 @@ from lmsd import gain
 TEACHER = {"teacher": "deis_3", "teacher_nfe": 100}  # of what is measured; lmsd.distill finds its own
 TEST_BATCHES = 1 << 21  # the first batch that lmsd.compare asks for; distillation stays below
 RANKING_BATCHES = 1 << 20  # added to that: the batches that only rank published solvers
+INTERRUPTED = 130  # exit code
 RANKING = (8, 64)  # trajectories of the first two rounds of a contest
 FIELDS = gain.NAMES  # of published solvers: name -> words
 
@@ -91,6 +95,36 @@ def end_points(problem, schedule, trajectories):
         images.append(lmsd.sample(schedule, x, problem.model))
         labels.append(problem.labels)
     return np.concatenate(images)[:trajectories], np.concatenate(labels)[:trajectories]
+
+
+def distilled_for_show(problem, hits, **options):
+    """A distillation with a progress bar; an interrupt in `hits` ends it with what there is, or None."""
+    with lmsd.ProgressBar() if sys.stderr.isatty() else contextlib.nullcontext() as bar:
+
+        def progress(told):
+            if bar:
+                bar(told)
+            return bool(hits)
+
+        try:
+            return lmsd.distill(
+                problem.model, problem.begin, problem.like, progress=progress, **options, **about(problem)
+            )
+        except lmsd.Error as error:
+            if error.status != lmsd.Status.STOPPED:
+                raise
+            print("stopped before the first result: nothing to write", file=sys.stderr)
+            return None
+
+
+def finished(started, out, hits):
+    """Says how long a demo took since perf_counter was `started`, and where its page is; the exit code."""
+    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+    print(f"\n{minutes} min {seconds} s. Open {out / 'report.html'}")
+    if not hits:
+        return 0
+    print(f"interrupted: {out} has what was ready", file=sys.stderr)
+    return INTERRUPTED
 
 
 class Frechet:

@@ -7,7 +7,6 @@ A few minutes on two cores. Ctrl-C keeps what was distilled so far, writes what 
 """
 
 import argparse
-import contextlib
 import functools
 import multiprocessing
 import os
@@ -25,13 +24,15 @@ import lmsd
 import report
 from common import (
     FIELDS,
+    INTERRUPTED,
     RANKING,
     Frechet,
-    about,
     calls_needed,
     contest,
+    distilled_for_show,
     end_points,
     field,
+    finished,
     measure,
     teacher,
     which,
@@ -43,7 +44,6 @@ from problem import problem
 from tqdm import tqdm
 
 FEW_SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm_2", "deis_2", "unipc_bh2_3")
-INTERRUPTED = 130
 MEASURED = 64  # test trajectories in a batch
 
 
@@ -56,20 +56,11 @@ class Measured(NamedTuple):
     distilled: float | None
 
 
-def distill(digits, args, hits):
-    """The family of schedules; an interrupt ends it with what there is."""
-    options = {"nfe": args.nfe, "trajectories": args.trajectories, **about(digits)}
-    if args.quick:
-        options["iterations"] = 10
-    with lmsd.ProgressBar() if sys.stderr.isatty() else contextlib.nullcontext() as bar:
-
-        def progress(told):
-            if bar:
-                bar(told)
-            return bool(hits)
-
-        few = problem(args.guidance, size=4, seed=args.seed)
-        return lmsd.distill(few.model, few.begin, few.like, progress=progress, **options)
+def distill(args, hits):
+    """The family of schedules, or None; an interrupt ends it with what there is."""
+    few = problem(args.guidance, size=4, seed=args.seed)
+    options = {"iterations": 10} if args.quick else {}
+    return distilled_for_show(few, hits, nfe=args.nfe, trajectories=args.trajectories, **options)
 
 
 def measure_one(guidance, seed, nfe, own, test, solvers):
@@ -179,12 +170,8 @@ def main():
     digits = problem(args.guidance, MEASURED, args.seed)
     print(f"digits network, guidance {args.guidance:g}: distilling {args.nfe[0]} to {args.nfe[1]} NFE")
     with first_interrupt(note) as hits:
-        try:
-            distilled = distill(digits, args, hits)
-        except lmsd.Error as error:
-            if error.status != lmsd.Status.STOPPED:
-                raise
-            print("stopped before the first result: nothing to write", file=sys.stderr)
+        distilled = distill(args, hits)
+        if distilled is None:
             return INTERRUPTED
         distilled.save(args.out)
         schedules = distilled.schedules
@@ -210,12 +197,7 @@ def main():
             "report": distilled.report,
         }
         report.write(args.out, schedules, measured, rows, goal, how)
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
-    print(f"\n{minutes} min {seconds} s. Open {args.out / 'report.html'}")
-    if hits:
-        print(f"interrupted: {args.out} has what was ready", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return finished(started, args.out, hits)
 
 
 if __name__ == "__main__":

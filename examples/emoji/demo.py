@@ -7,7 +7,6 @@ A few minutes on two cores. Ctrl-C keeps what was distilled so far, writes what 
 """
 
 import argparse
-import contextlib
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import lmsd
 import numpy as np
 import report
 from classifier import frechet
-from common import FIELDS, about, calls_needed, teacher, which
+from common import FIELDS, INTERRUPTED, calls_needed, distilled_for_show, finished, teacher, which
 from common import field as the_field
 from emoji_model import noise
 from emoji_problem import problem
@@ -42,7 +41,6 @@ PROMPTS = {
     "tulip": "plant-flower",
     "owl": "animal-bird",
 }
-INTERRUPTED = 130
 BATCH = 4  # trajectories in a batch: for fits the cheapest
 BEYOND = (10, 12, 14, 16)  # calls at which only the fields are measured
 
@@ -63,17 +61,10 @@ class Row:
 
 
 def distill(args, hits):
-    """The family of schedules; an interrupt ends it with what there is."""
+    """The family of schedules, or None; an interrupt ends it with what there is."""
     fitted = problem(args.model, args.guidance, BATCH, args.seed)
-    options = {"nfe": args.nfe, "trajectories": args.trajectories, "held_out": args.held_out, **about(fitted)}
-    with lmsd.ProgressBar() if sys.stderr.isatty() else contextlib.nullcontext() as bar:
-
-        def progress(told):
-            if bar:
-                bar(told)
-            return bool(hits)
-
-        return lmsd.distill(fitted.model, fitted.begin, fitted.like, progress=progress, **options)
+    options = {"trajectories": args.trajectories, "held_out": args.held_out}
+    return distilled_for_show(fitted, hits, nfe=args.nfe, **options)
 
 
 class Contest:
@@ -235,12 +226,8 @@ def main():
         f"emoji {args.model} model, guidance {args.guidance:g}: distilling {args.nfe[0]} to {args.nfe[1]} NFE"
     )
     with first_interrupt(note) as hits:
-        try:
-            distilled = distill(args, hits)
-        except lmsd.Error as error:
-            if error.status != lmsd.Status.STOPPED:
-                raise
-            print("stopped before the first result: nothing to write", file=sys.stderr)
+        distilled = distill(args, hits)
+        if distilled is None:
             return INTERRUPTED
         distilled.save(args.out)
         contest = Contest(args)
@@ -255,12 +242,7 @@ def main():
     print_table(cells)
     how = {"args": args, "interrupted": bool(hits), "report": distilled.report, "prompts": list(PROMPTS)}
     report.write(args.out, rows, fields, goal, cells, how)
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
-    print(f"\n{minutes} min {seconds} s. Open {args.out / 'report.html'}")
-    if hits:
-        print(f"interrupted: {args.out} has what was ready", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return finished(started, args.out, hits)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ NO_EMOJI = (
     "white cherries|brown owl|green heart eyes|sweet potato face|dragon fruit|small blue elephant|"
     "sleepy cat|tea with lemon|spiral shell face|baby horse|rice cookie"
 ).split("|")
+WORDS = 8  # of a prompt that a network sees
+SHIFT = 3.0  # of the flow model's noise levels
 NOISE_WORDS = {"with", "of", "and", "in", "the", "on", "a", "an", "for", "to"}
 FACING = {"left", "right", "pointing", "anticlockwise", "clockwise"}  # names that a mirror would make wrong
 

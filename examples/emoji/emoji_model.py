@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from emoji_data import words_of
+from emoji_data import WORDS, words_of
 
 HERE = Path(__file__).parent
-WORDS = 8  # of a prompt that the network sees
 SHAPES = {"pixel": (3, 32, 32), "flow": (3, 32, 32), "latent": (4, 16, 16)}
 SIGMAS = {"ve": (0.002, 80.0, 0.002), "flow": (0.001, 1.0, 0.0)}  # smallest, largest, end of a run
-SHIFT = 3.0  # of the flow model's noise levels
 
 
 class Emoji:

@@ -7,7 +7,8 @@ lmsd sample --problem examples/emoji/emoji_problem.py --set prompt="red apple" .
 from pathlib import Path
 
 import numpy as np
-from emoji_model import SHIFT, Emoji, noise
+from emoji_data import SHIFT
+from emoji_model import Emoji, noise
 
 HERE = Path(__file__).parent
 

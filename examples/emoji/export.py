@@ -14,10 +14,10 @@ from pathlib import Path
 
 import onnx
 import torch
+from emoji_data import WORDS
 from network import Autoencoder, Classifier, Denoiser
 from onnx import TensorProto, helper
 from safetensors.torch import load_file
-from stickers import WORDS
 from torch import nn
 
 HERE = Path(__file__).parent

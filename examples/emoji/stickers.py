@@ -3,10 +3,8 @@
 import math
 
 import torch
-from emoji_data import emojis, pictures, vocabulary
+from emoji_data import WORDS, emojis, pictures, vocabulary
 from torch.nn import functional as F
-
-WORDS = 8  # of a prompt that the network sees
 
 
 class Stickers:
