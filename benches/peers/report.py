@@ -243,6 +243,7 @@ def picture(figures, name, file):
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     middle = min(figures.nfes, key=lambda nfe: abs(nfe - 5))
@@ -252,11 +253,19 @@ def picture(figures, name, file):
         left.plot(list(line), list(line.values()), label=PEERS[peer][0], **style)
         cost, far = figures.mean(peer, middle, "image_calls", "cost"), line.get(middle)
         if cost and far and peer not in FIELDS:
-            right.plot(cost, far, "o", color=f"C{i}", ms=9 if peer == OURS else 6)
-    for axes, words in ((left, "evaluations"), (right, f"image-calls of the fit, {middle} evaluations")):
+            right.plot(cost / 1000, far, "o", color=f"C{i}", ms=9 if peer == OURS else 6)
+    for axes, words in (
+        (left, "evaluations"),
+        (right, f"thousands of image-calls of the fit, {middle} evaluations"),
+    ):
         axes.set(xlabel=words, yscale="log")
         axes.grid(alpha=0.3, which="both")
     right.set(xscale="log")
+    for axis in (left.yaxis, right.yaxis, right.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.set_minor_formatter(NullFormatter())
+    left.xaxis.set_major_locator(FixedLocator(list(figures.nfes)))
     left.set(ylabel="mean distance to the teacher", title=name)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(file, dpi=90)

@@ -115,9 +115,11 @@ def distance(measured, rows):
         ax.plot(line.keys(), line.values(), color=OTHERS, lw=0.8, zorder=1)
     best = {name: {nfe: at.fields[name][0][1] for nfe, at in measured.items()} for name in FIELDS}
     for name, line in best.items():
-        ax.plot(line.keys(), line.values(), "s-", color=COLORS[name], lw=2.5, ms=5, zorder=3)
+        ax.plot(
+            line.keys(), line.values(), "s-", color=COLORS[name], lw=2.5, ms=5, zorder=3, label=FIELDS[name]
+        )
     own = {row["nfe"]: row["distance"] for row in rows}
-    ax.plot(own.keys(), own.values(), "o-", color=DISTILLED, lw=2.5, ms=6, zorder=4)
+    ax.plot(own.keys(), own.values(), "o-", color=DISTILLED, lw=2.5, ms=6, zorder=4, label="distilled")
 
     everything = [*own.values(), *(value for line in best.values() for value in line.values())]
     everything += [line[last] for line in lines.values()] + [max(line.values()) for line in lines.values()]
@@ -129,13 +131,6 @@ def distance(measured, rows):
             ax, name, (last, line[last]), (last + 0.055 * max(1, last - min(measured)), math.exp(place))
         )
     draw_arrows(ax, rows)
-    nfe = max(own)
-    place = {"textcoords": "offset points", "va": "top", "weight": "bold", "size": 12}
-    ax.annotate("distilled", (nfe, own[nfe]), (-4, -9), color=DISTILLED, ha="left", **place)
-    for name, line in best.items():
-        place |= {"va": "bottom"} if name == "published" else {"va": "top"}
-        at = (0, 7 if name == "published" else -9)
-        ax.annotate(FIELDS[name], (last, line[last]), at, color=COLORS[name], ha="right", **place)
     ax.set(yscale="log", ylim=(low, high), xlim=(min(measured) - 0.3, last + 0.2))
     ax.set_xlabel("model calls a sample (NFE)")
     ax.set_ylabel("mean distance to the teacher, in pixels of [-1, 1]")
@@ -147,6 +142,7 @@ def distance(measured, rows):
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.xaxis.set_major_locator(FixedLocator(list(measured)))
     ax.grid(axis="y", color="#eeeeee", zorder=0)
+    ax.legend(loc="lower left", frameon=False)
     return figure
 
 
