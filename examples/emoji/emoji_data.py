@@ -5,8 +5,8 @@ downloads; no picture is kept in the repository. Faces, hearts, animals, plants 
 symbols have names that say little about what is seen, and people and things of all kinds would be too much
 for a network of this size. One emoji in twenty, chosen by its name, is held out and never trained on.
 
-An emoji is shown as a sticker: turned by up to 12 degrees, 75 to 100 % of the picture in size, moved by up to
-4 of 64 pixels, mirrored where its name allows, on a ground of one pale colour or two. So a prompt has many
+An emoji is shown as a sticker: turned by up to 8 degrees, 85 to 100 % of the picture in size, moved by up to
+2 of 64 pixels, mirrored where its name allows, on a ground of one pale colour or two. So a prompt has many
 pictures, as the prompts of large models have.
 """
 

@@ -42,11 +42,11 @@ class Stickers:
 
     def _pose(self, which):
         n = len(which)
-        angle = (torch.rand(n) * 2 - 1) * math.radians(12)
-        scale = 1 / (0.75 + 0.25 * torch.rand(n))
+        angle = (torch.rand(n) * 2 - 1) * math.radians(8)
+        scale = 1 / (0.85 + 0.15 * torch.rand(n))
         mirror = 1 - 2.0 * ((torch.rand(n) < 0.5) & self.mirrors[which])
         cos, sin = scale * angle.cos(), scale * angle.sin()
-        dx, dy = (torch.rand(2, n) * 2 - 1) * 0.125
+        dx, dy = (torch.rand(2, n) * 2 - 1) * 0.0625
         theta = torch.stack([cos * mirror, -sin, dx, sin * mirror, cos, dy], 1).view(n, 2, 3)
         return F.affine_grid(theta, [n, 4, 64, 64], align_corners=False)
 
@@ -70,9 +70,9 @@ def _some(words, share):
 
 
 def _ground(n):
-    """Pale grounds [n, 3, 64, 64]: a third white, the others of one colour or shading into a second."""
+    """Pale grounds [n, 3, 64, 64]: half are white, the others of one colour or shading into a second."""
     hue = torch.rand(2, n, 1) + torch.tensor([0.0, 1 / 3, 2 / 3])
-    strength = 0.4 * torch.rand(2, n, 1) * (torch.rand(n, 1) > 1 / 3)
+    strength = 0.3 * torch.rand(2, n, 1) * (torch.rand(n, 1) > 0.5)
     one, two = 1 - strength * (0.5 + 0.5 * (2 * math.pi * hue).cos())
     two = torch.where(torch.rand(n, 1) < 0.5, one, two)
     angle = 2 * math.pi * torch.rand(n, 1, 1)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 HERE = Path(__file__).parent
 # name: (steps, batch, learning rate, starts from)
 RUNS = {
-    "pixel": (3500, 128, 1.2e-3, None),
+    "pixel": (7500, 128, 1.2e-3, None),
     "flow": (1000, 128, 1e-3, "pixel"),
     "autoencoder": (1200, 32, 2e-3, None),
     "latent": (1500, 128, 1e-3, "pixel"),
