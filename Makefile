@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
-	bench-quality bench-cost bench-peers bench-ablation old bench-start bench-diffusers bench-lincomb bench-overhead \
+	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-diffusers bench-lincomb bench-overhead \
 	library venv venv-check venv-test wheel clean
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-ablation  what each part of a fit is worth, beside the paper's ablation"
 	@echo "make bench-peers     docs/results.md: the fields, GITS, LD3, DLMS, gradients and caches beside lmsd.distill, in one"
 	@echo "                     run that goes on where it was stopped; PEERS_FLAGS=--quick for a look"
+	@echo "make bench-guidance  one schedule for a range of guidance scales; what transfers to other models"
 	@echo "make old             version 0.1.0 in build/old/package, for benches/cost.py --old"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
@@ -155,6 +156,9 @@ bench-cost: library venv-test
 
 bench-peers: library venv-test
 	$(PY) -m benches.peers $(PEERS_FLAGS)
+
+bench-guidance: library venv-test
+	$(PY) benches/guidance.py
 
 # The library before its distillation was rewritten.
 OLD := 8ea03a4

@@ -78,6 +78,9 @@ pub struct MadeFor {
     /// Classifier-free guidance scale (1 = none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f64>,
+    /// Smallest and largest of the guidance scales that it was fitted to, in place of a single one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_range: Option<[f64; 2]>,
     /// Shape of one latent, without the batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latent_shape: Option<Vec<u64>>,
@@ -351,7 +354,8 @@ impl Schedule {
     }
 
     /// Refuses a schedule made for something else, naming the first value that differs. Only values
-    /// that both sides state are compared. Sigmas and shift may differ by 0.1 %.
+    /// that both sides state are compared. Sigmas, shift and guidance may differ by 0.1 %; a host's guidance scale
+    /// may lie anywhere in the range of a schedule that has one.
     pub fn check_made_for(&self, process: Process, host: &MadeFor) -> Result<()> {
         let differs = |what: &str, made: String, here: String| {
             Err(Error::new(
@@ -364,6 +368,7 @@ impl Schedule {
             return differs("the process", name(self.process).into(), name(process).into());
         }
         let Some(own) = &self.made_for else { return Ok(()) };
+        let same = |a: f64, b: f64| (a - b).abs() <= 1e-3 * a.abs().max(b.abs());
         for (what, made, here) in [
             ("shift", own.shift, host.shift),
             ("sigma_min", own.sigma_min, host.sigma_min),
@@ -371,10 +376,15 @@ impl Schedule {
             ("guidance scale", own.guidance_scale, host.guidance_scale),
         ] {
             if let (Some(a), Some(b)) = (made, here)
-                && (a - b).abs() > 1e-3 * a.abs().max(b.abs())
+                && !same(a, b)
             {
                 return differs(what, a.to_string(), b.to_string());
             }
+        }
+        if let (Some([low, high]), Some(here)) = (own.guidance_range, host.guidance_scale)
+            && !((low..=high).contains(&here) || same(low, here) || same(high, here))
+        {
+            return differs("guidance scales", format!("{low} to {high}"), here.to_string());
         }
         for (what, made, here) in
             [("the model", &own.model, &host.model), ("the model hash", &own.model_hash, &host.model_hash)]

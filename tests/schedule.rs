@@ -92,6 +92,25 @@ fn a_mismatch_is_named_and_unstated_values_are_not_compared() {
 }
 
 #[test]
+fn a_guidance_scale_within_the_range_passes() {
+    let mut schedule = two_nodes();
+    schedule.made_for = Some(MadeFor { guidance_range: Some([2.0, 7.0]), ..MadeFor::default() });
+    let check = |scale| {
+        let host = MadeFor { guidance_scale: Some(scale), ..MadeFor::default() };
+        schedule.check_made_for(Process::Ve, &host)
+    };
+    for scale in [2.0, 1.9995, 4.5, 7.0] {
+        check(scale).unwrap();
+    }
+    for scale in [1.0, 7.5] {
+        let error = check(scale).unwrap_err();
+        assert_eq!(error.status, Status::Mismatch);
+        assert!(error.message.contains("2 to 7"), "{error}");
+    }
+    assert_eq!(Schedule::from_json(&schedule.to_json()).unwrap(), schedule);
+}
+
+#[test]
 fn expansion_shows_the_identity_of_affine_tables() {
     let last = two_nodes().expand(2);
     assert_eq!(last[0], 0.0);

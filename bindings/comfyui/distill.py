@@ -15,6 +15,7 @@ import comfy.samplers
 import comfy.utils
 import lmsd
 import lmsd.gain
+import lmsd.guidance
 import torch
 
 from . import display, host
@@ -34,6 +35,7 @@ class Settings:
     batch_size: int
     minutes: float
     compare: bool
+    cfg_to: float = 0.0
 
     @property
     def nfes(self) -> range:
@@ -82,19 +84,25 @@ class Distillation:
         # before the work: what cannot be saved need not be made
         self.files = host.new_files(settings.name, settings.nfes)
         self.checkpoint = host.checkpoint_file(settings.name)
+        self.scales = host.guidance_scales(guider, settings.cfg_to)
         self.samples = latents(guider, latent, settings.batch_size)
         self.found, self.out_of_time = {}, False
 
     def run(self) -> None:
         """Has the host sample, which distills. Raises what ended it before there was a result."""
-        self.guider.sample(
-            self.noise.generate_noise({"samples": self.samples}),
-            self.samples,
-            comfy.samplers.KSAMPLER(self.sample),
-            torch.tensor([float(self.sampling.sigma_max), 0.0], dtype=torch.float32),
-            disable_pbar=True,
-            seed=self.noise.seed,
-        )
+        scale = getattr(self.guider, "cfg", None)
+        try:
+            self.guider.sample(
+                self.noise.generate_noise({"samples": self.samples}),
+                self.samples,
+                comfy.samplers.KSAMPLER(self.sample),
+                torch.tensor([float(self.sampling.sigma_max), 0.0], dtype=torch.float32),
+                disable_pbar=True,
+                seed=self.noise.seed,
+            )
+        finally:
+            if len(self.scales) > 1:
+                self.guider.cfg = scale
         if not self.found:
             self.raise_interrupt()
 
@@ -151,9 +159,8 @@ class Distillation:
         noise, size = self.noise, self.settings.batch_size
         made_for = {name: value for name, value in self.about.items() if name != "process"}
         made_for |= {"latent_shape": list(self.like.shape[1:]), "snapped": host.snaps(self.sampling)}
-        scale = host.guidance(self.guider)
-        if scale is not None:
-            made_for["guidance_scale"] = scale
+        if self.scales:
+            made_for |= lmsd.guidance.made_for(self.scales)
         return {
             "process": self.about["process"],
             "sigma_min": float(self.sampling.sigma_min),
@@ -163,7 +170,7 @@ class Distillation:
             "held_out": default("distill", "held_out"),
             "made_for": made_for,
             "seeds": f"{type(noise).__name__} from seed {noise.seed}, {size} images a batch, "
-            f"model and conditions {conditions}",
+            f"model and conditions {conditions}" + f", cfg {self.scales} in turn" * (len(self.scales) > 1),
         }
 
     def noise_of(self, batch: int):
@@ -176,7 +183,9 @@ class Distillation:
         return made.to(self.like.device, self.like.dtype)
 
     def begin(self, batch: int):
-        """x_T of batch number `batch`."""
+        """x_T of batch number `batch`, whose guidance scale becomes the guider's."""
+        if len(self.scales) > 1:
+            self.guider.cfg = self.scales[batch % len(self.scales)]
         return self.sampling.noise_scaling(self.start, self.noise_of(batch), self.image, True)
 
     def denoised(self, x, sigma: float):

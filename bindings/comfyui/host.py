@@ -12,6 +12,7 @@ from pathlib import Path
 import comfy.samplers
 import folder_paths
 import lmsd
+import lmsd.guidance
 import torch
 from lmsd.k_diffusion import SAME, host_sigmas, sample_lmsd
 
@@ -168,12 +169,28 @@ def guidance(guider) -> float | None:
     return float(scale)
 
 
+def guidance_scales(guider, to: float) -> list[float]:
+    """Scales that batches have, one each in turn: the guider's, or several from that to `to`, if above 0.
+
+    Empty where the guider has none. Raises ValueError where it has no single one that can be set.
+    """
+    scale = guidance(guider)
+    if to <= 0 or scale == to:
+        return [] if scale is None else [scale]
+    if scale is None or scale != getattr(guider, "cfg", None) or not 0 < scale < to:
+        raise ValueError(
+            f"cfg_to is {to:g}; it needs a guider with a cfg of its own, above 0 and below that, or else 0"
+        )
+    return lmsd.guidance.spread(scale, to)
+
+
 def warn(schedule: lmsd.Schedule, guider, x) -> None:
     """Says in the log where guidance scale or resolution are not what the schedule was made for."""
     made, scale = schedule.made_for, guidance(guider)
-    wanted = made.get("guidance_scale")
-    if wanted is not None and scale is not None and abs(wanted - scale) > 1e-3 * max(abs(wanted), abs(scale)):
-        logging.warning("lmsd: the schedule was made for guidance scale %g; this run has %g", wanted, scale)
+    wanted = made.get("guidance_range") or [made.get("guidance_scale")] * 2
+    if None not in (*wanted, scale) and not 0.999 * wanted[0] <= scale <= 1.001 * wanted[1]:
+        words = " to ".join(f"{end:g}" for end in sorted(set(wanted)))
+        logging.warning("lmsd: the schedule was made for guidance scale %s; this run has %g", words, scale)
     shape = made.get("latent_shape")
     if shape is not None and list(x.shape[1:]) != list(shape):
         logging.warning(

@@ -152,6 +152,12 @@ def distill_inputs() -> dict:
     }
 
 
+def optional_distill_inputs() -> dict:
+    """Those that workflows of before do not have."""
+    cfg_to = "Above 0: one schedule for all scales from cfg to this; at a single scale it is less near."
+    return {"cfg_to": number(0.0, 0.0, 100.0, cfg_to, step=0.1, round=0.01)}
+
+
 class DistillSchedule:
     DESCRIPTION = (
         "Fits a schedule to this model, guidance scale and resolution, by forward calls only, and saves it "
@@ -177,6 +183,7 @@ class DistillSchedule:
                 "first_seed": number(0, 0, 0xFFFFFFFFFFFFFFFF, seed),
                 **distill_inputs(),
             },
+            "optional": optional_distill_inputs(),
             "hidden": {"node_id": "UNIQUE_ID"},
         }
 
@@ -198,6 +205,7 @@ class DistillScheduleGuider(DistillSchedule):
                 "noise": socket("NOISE", "RandomNoise; each batch takes the next seed."),
                 **distill_inputs(),
             },
+            "optional": optional_distill_inputs(),
             "hidden": {"node_id": "UNIQUE_ID"},
         }
 

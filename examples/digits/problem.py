@@ -15,19 +15,29 @@ class Problem:
 
     def __init__(self, guidance, size, seed, snapped, half):
         self.digits = Digits()
-        self.guidance, self.size, self.seed, self.snapped, self.half = guidance, size, seed, snapped, half
+        self.scales, self.size, self.seed, self.snapped, self.half = guidance, size, seed, snapped, half
+        self.guidance = self.scales[0]
         self.like = np.empty((size, 1, 8, 8), np.float32)
-        self.made_for = {"model": "digits", "guidance_scale": guidance, "latent_shape": [1, 8, 8]}
+        self.made_for = {"model": "digits", "latent_shape": [1, 8, 8]}
         self.made_for |= {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "snapped": snapped}
+        self.made_for |= guided(guidance)
         self.seeds = f"PCG64([{seed}, batch]), {size} images a batch" + ", half precision" * half
+        self.seeds += f", guidance {guidance} in turn" * (len(guidance) > 1)
 
     def begin(self, index):
+        self.guidance = self.scales[index % len(self.scales)]
         x, self.labels = batch(index, self.size, self.seed)
         return x
 
     def model(self, x, sigma):
         denoised = self.digits.denoise(x, snap(sigma) if self.snapped else sigma, self.labels, self.guidance)
         return denoised.astype(np.float16) if self.half else denoised
+
+
+def guided(scales):
+    """What schedules say of the guidance scales that they were fitted to."""
+    low, high = min(scales), max(scales)
+    return {"guidance_scale": low} if low == high else {"guidance_range": [low, high]}
 
 
 def snap(sigma):
@@ -40,7 +50,10 @@ def snap(sigma):
 def problem(guidance=1.0, size=8, seed=0, snapped=False, half=False):
     """Batches of `size` images with classifier-free guidance; in small ones a fit is cheapest.
 
+    `guidance`: a scale, or a list of them, of which batches take one each in turn.
+
     `snapped`: the model knows 1000 noise levels only, as Stable-Diffusion-type hosts do; `half`: what it
     returns is rounded to float16.
     """
-    return Problem(float(guidance), size, seed, snapped, half)
+    scales = [float(scale) for scale in (guidance if isinstance(guidance, list | tuple) else [guidance])]
+    return Problem(scales, size, seed, snapped, half)

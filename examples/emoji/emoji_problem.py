@@ -19,20 +19,21 @@ class Problem:
         self.process = self.emoji.process
         self.sigma_min, self.sigma_max = self.emoji.sigma_min, self.emoji.sigma_max
         self.sigma_end = self.emoji.sigma_end
-        self.guidance, self.size, self.seed, self.prompts = guidance, size, seed, prompts
+        self.scales, self.size, self.seed, self.prompts = guidance, size, seed, prompts
+        self.guidance = self.scales[0]
         self.like = np.empty((size, *self.emoji.shape), np.float32)
-        self.made_for = {
-            "model": f"emoji {name}",
-            "guidance_scale": guidance,
-            "latent_shape": list(self.emoji.shape),
-        }
+        self.made_for = {"model": f"emoji {name}", "latent_shape": list(self.emoji.shape)}
+        low, high = min(guidance), max(guidance)
+        self.made_for |= {"guidance_scale": low} if low == high else {"guidance_range": [low, high]}
         self.made_for |= {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         if self.process == "flow":
             self.made_for["shift"] = SHIFT
         self.seeds = f"PCG64([{seed}, batch]), {size} images a batch"
+        self.seeds += f", guidance {guidance} in turn" * (len(guidance) > 1)
 
     def begin(self, index):
         """Noise of batch `index`, and its prompts: taken from the list in an order of the seed's own."""
+        self.guidance = self.scales[index % len(self.scales)]
         order = np.random.Generator(np.random.PCG64([self.seed, 1])).permutation(len(self.prompts))
         chosen = order[(index * self.size + np.arange(self.size)) % len(order)]
         self.words = self.emoji.words([self.prompts[i] for i in chosen])
@@ -50,8 +51,10 @@ def prompts(which):
 def problem(model="pixel", guidance=4.0, size=4, seed=0, prompt="", test=False):
     """Batches of `size` pictures with classifier-free guidance.
 
-    `model`: pixel, flow or latent; `prompt`: the same one for all pictures, else those of prompts_fit.txt, or
-    with `test` those of prompts_test.txt, of emoji that the network has not seen.
+    `model`: pixel, flow or latent; `guidance`: a scale, or a list of them, of which batches take one each in
+    turn; `prompt`: the same one for all pictures, else those of prompts_fit.txt, or with `test` those of
+    prompts_test.txt, of emoji that the network has not seen.
     """
     several = prompts("test" if test else "fit")
-    return Problem(model, float(guidance), size, seed, [prompt] if prompt else several)
+    scales = [float(scale) for scale in (guidance if isinstance(guidance, list | tuple) else [guidance])]
+    return Problem(model, scales, size, seed, [prompt] if prompt else several)

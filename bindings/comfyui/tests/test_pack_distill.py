@@ -129,6 +129,15 @@ def test_the_file_says_what_it_was_made_for(pack, host, kind, about):
     assert ("shift" in made) == (kind == "flow")
 
 
+def test_a_range_of_guidance_scales(pack, host):
+    guider = host.guider(Model("eps"), 2.0)
+    schedule = distill_guider(pack, guider, RandomNoise(0), cfg_to=6.0)
+    assert schedule.made_for["guidance_range"] == [2, 6] and "cfg [2.0, 6.0, " in schedule.made_by["seeds"]
+    assert guider.cfg == 2
+    with pytest.raises(ValueError, match="cfg_to is 1"):
+        distill_guider(pack, guider, RandomNoise(0), cfg_to=1.0)
+
+
 def test_guidance_in_the_conditioning_is_recorded(pack, host):
     """Flux's, at cfg 1; with two scales none is."""
     model = Model("flow")

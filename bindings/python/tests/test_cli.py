@@ -1,5 +1,6 @@
 """The command line, as a subprocess."""
 
+import argparse
 import json
 import resource
 import signal
@@ -9,7 +10,7 @@ import lmsd
 import numpy as np
 import pytest
 from lmsd import gain
-from lmsd.cli import distill
+from lmsd.cli import distill, values
 from program import HERE, run, start
 
 PROBLEM = str(HERE / "mixture.py")
@@ -81,6 +82,20 @@ def test_bad_files_are_refused_at_once_and_in_little_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
     text = run("validate", *files, code=1)
     assert text.count("REFUSED") == len(files) == len(text.strip().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3.0), ("1.5,3", [1.5, 3.0]), ("2-8", [2.0, 8.0, 4.0, 2.828, 5.657])],
+)
+def test_guidance_is_a_scale_or_several(text, value):
+    assert values.guidance(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "a", "7-2", "3-", "1,,2", "nan"])
+def test_other_guidance_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="2-7"):
+        values.guidance(text)
 
 
 def test_distill_show_and_compare(tmp_path):

@@ -94,6 +94,19 @@ def test_the_digits_network_gives_the_library_s_figures(kind, files, own, tmp_pa
         assert float(distance) == pytest.approx(want, rel=1e-3)
 
 
+def test_a_range_of_guidance_scales(files, tmp_path, lmsd_):
+    model = ["--onnx", files["--onnx"], "--classes", 10]
+    few = ["--nfe", 3, "--trajectories", 16, "--quiet"]
+    out = tmp_path / "range.json"
+    lmsd_("distill", *model, *options((1, 8, 8)), "--guidance", "2-6", *few, "--out", out)
+    assert lmsd.Schedule.load(out).made_for["guidance_range"] == [2, 6]
+    sample = ["sample", *model, "--schedule", out, "--out", tmp_path / "x.npy", "--count", 1]
+    lmsd_(*sample, "--guidance", 5)
+    assert "for guidance scales 2 to 6" in lmsd_(*sample, "--guidance", 7, code=1)
+    assert "from 2 to 6: say --guidance" in lmsd_(*sample, code=1)
+    assert "one scale is needed" in lmsd_(*sample, "--guidance", "2-6", code=1)
+
+
 def nodes(path):
     return lmsd.Schedule.load(path).to_dict()["nodes"]
 

@@ -1,6 +1,7 @@
 """lmsd.diffusers.distill: pipelines as they are, and what their distilled schedules then do in them."""
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -107,6 +108,26 @@ def test_the_scheduler_samples_what_was_fitted(kind, guidance):
         assert made_for["sigma_min"] == pytest.approx(0.002, rel=2e-3)
     pipe.scheduler = LmsdScheduler.from_schedule(found, like=pipe.scheduler)  # passes its checks
     assert pipe.scheduler.schedule == schedule
+
+
+def test_several_guidance_scales_take_turns():
+    pipe = quiet(digits_pipeline())
+    asked = []
+    call = type(pipe).__call__
+
+    class Told(type(pipe)):
+        @functools.wraps(call)
+        def __call__(self, *args, guidance_scale=1.0, **options):
+            asked.append(guidance_scale)
+            return call(self, *args, guidance_scale=guidance_scale, **options)
+
+    pipe.__class__ = Told
+    options = {**QUICK, "batch_size": 2}  # four batches, and three scales
+    found = distill(pipe, LABELS, nfe=3, guidance_scale=[2, 6, 4], progress=False, **options)
+    assert set(asked) == {2.0, 6.0, 4.0} and asked[0] == 2
+    schedule = found.schedules[3]
+    assert schedule.made_for["guidance_range"] == [2, 6] and "guidance_scale" not in schedule.made_for
+    schedule.check(guidance_scale=5)
 
 
 def test_it_gains_over_every_published_solver():

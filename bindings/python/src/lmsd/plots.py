@@ -132,6 +132,9 @@ def _facts(schedule: Schedule, own, table, which) -> list[str]:
     for key, word in (("model", "model"), ("guidance_scale", "guidance scale"), ("shift", "shift")):
         if made_for.get(key) is not None:
             lines.append(f"{word} {made_for[key]}")
+    if made_for.get("guidance_range"):
+        low, high = made_for["guidance_range"]
+        lines.append(f"guidance scale {low:g} to {high:g}")
     if made_for.get("latent_shape"):
         lines.append("latent " + " x ".join(map(str, made_for["latent_shape"])))
     if made.get("teacher"):

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..guidance import scales
+
 DRIVEN = ("latents", "num_inference_steps", "sigmas", "timesteps")  # what a distillation decides by itself
 
 
@@ -25,11 +27,11 @@ def conditions(prompts: Sequence | None, batch: int, size: int) -> dict:
 class PipelineCalls:
     """A pipeline with the arguments that are the same for every batch, and `size` latents in each.
 
-    `options`: those that the pipeline does not take are left in `other_options`. `guidance_scale`: the one
-    that it will have, None where it knows of none.
+    `options`: those that the pipeline does not take are left in `other_options`. `guidance`: the scales
+    that batches will have, one each in turn; empty where the pipeline knows of none.
     """
 
-    def __init__(self, pipeline, prompts, size: int, guidance_scale: float | None, options: Mapping):
+    def __init__(self, pipeline, prompts, size: int, guidance_scale, options: Mapping):
         self.pipeline, self.size = pipeline, size
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         if self.prompts is not None and len(self.prompts) == 0:
@@ -40,11 +42,11 @@ class PipelineCalls:
             raise ValueError(f"a distillation has its own {', '.join(refused)}: leave them out")
         self.fixed = {name: value for name, value in options.items() if name in self.parameters}
         self.other_options = {name: value for name, value in options.items() if name not in self.parameters}
-        if guidance_scale is not None:
-            self.fixed["guidance_scale"] = guidance_scale
-        elif "guidance_scale" in self.parameters:
+        self.given = guidance_scale is not None
+        if not self.given and "guidance_scale" in self.parameters:
             guidance_scale = self.parameters["guidance_scale"].default
-        self.guidance_scale = guidance_scale if isinstance(guidance_scale, int | float) else None
+            guidance_scale = guidance_scale if isinstance(guidance_scale, int | float) else None
+        self.guidance = [] if guidance_scale is None else scales(guidance_scale)
         if "output_type" in self.parameters:
             self.fixed.setdefault("output_type", "latent")
 
@@ -55,6 +57,8 @@ class PipelineCalls:
     def __call__(self, batch: int, latents: torch.Tensor | None) -> None:
         """Runs the pipeline for batch number `batch`, from `latents` where they are given."""
         arguments = {**self.fixed, **conditions(self.prompts, batch, self.size)}
+        if self.given:
+            arguments["guidance_scale"] = self.guidance[batch % len(self.guidance)]
         if self.prompts is None and "batch_size" in self.parameters:
             arguments["batch_size"] = self.size
         if "generator" in self.parameters:

@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import logging
 
 import lmsd
+from lmsd import guidance
 
 from .._abi import Error, Status
 from .._interrupt import first_interrupt
@@ -34,7 +35,7 @@ def distill(
     prompts: Sequence[str | Mapping] | None = None,
     *,
     nfe: int | tuple[int, int] | None = None,
-    guidance_scale: float | None = None,
+    guidance_scale: float | Sequence[float] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     integer_timesteps: bool = False,
@@ -49,7 +50,8 @@ def distill(
     `prompts`: texts, which cycle over the trajectories; or dicts of the pipeline's arguments for one image
     each, such as {"prompt": ..., "negative_prompt": ...} or {"prompt_embeds": ...} without the batch
     dimension, whose tensors are stacked; None for an unconditional pipeline. `guidance_scale`: None for the
-    pipeline's default. `batch_size`: latents in a pass [8, or `trajectories` if fewer]; 4 to 16 make the
+    pipeline's default; several, such as `lmsd.guidance.spread(2, 7)`, make schedules for their range: batches
+    take one each in turn. `batch_size`: latents in a pass [8, or `trajectories` if fewer]; 4 to 16 make the
     cheapest fit; halved, with a warning, until the first pass finds memory enough. `seed`: batch number b
     starts from the normal numbers of PCG64([seed, b]). `integer_timesteps`: as in LmsdScheduler. `options`:
     whatever the pipeline's call takes goes to it (height, width, ...); the rest goes to `lmsd.distill`, as do
@@ -111,9 +113,11 @@ def described(driver: Driver, calls: PipelineCalls, seed: int) -> dict:
         own["fit_start"] = False  # a flow pipeline hands x_T to the network as it is
     made_for |= {"sigma_min": own["sigma_min"], "sigma_max": own["sigma_max"]}
     made_for |= {"model": network_name(calls.pipeline), "snapped": network.integer}
-    if calls.guidance_scale is not None:
-        made_for["guidance_scale"] = calls.guidance_scale
     seeds = f"PCG64([{seed}, batch]), {calls.size} latents a batch"
+    if calls.guidance:
+        made_for |= guidance.made_for(calls.guidance)
+    if len(calls.guidance) > 1:
+        seeds += f", guidance {calls.guidance} in turn"
     return {**own, "sigma_end": 0.0, "made_for": made_for, "seeds": seeds}
 
 

@@ -203,10 +203,11 @@ def the_model(p) -> None:
     kinds.add_argument("--onnx", metavar="FILE", help="an ONNX file")
     p.add_argument(
         "--guidance",
-        type=float,
+        type=values.guidance,
         metavar="X",
-        help="guidance scale; handed to problem() if given (network files: default 1, to sample the "
-        "schedule's)",
+        help="guidance scale, or a range such as 2-7, or several with commas, of which batches take one each "
+        "in turn; handed to problem() if given, as a number or a list (network files: default 1, to sample "
+        "the schedule's)",
     )
     p.add_argument(
         "--set",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import lmsd
+import lmsd.guidance
 
 from .network import Network, model_hash
 from .network_problem import NetworkProblem
@@ -24,6 +25,9 @@ def load(args, given: dict, schedule: lmsd.Schedule | None = None) -> Task:
     levels = {"sigma_max": schedule.sigma_start} if schedule else given
     shape = args.shape or made.get("latent_shape")
     guidance = made.get("guidance_scale", 1.0) if args.guidance is None else args.guidance
+    if args.guidance is None and "guidance_range" in made:
+        low, high = made["guidance_range"]
+        raise lmsd.Error(f"the schedule is for guidance scales from {low:g} to {high:g}: say --guidance")
     needed = {"--shape": shape, "--sigma-max": levels.get("sigma_max")}
     if schedule is None:
         needed["--sigma-min"] = levels.get("sigma_min")
@@ -42,7 +46,7 @@ def load(args, given: dict, schedule: lmsd.Schedule | None = None) -> Task:
     )
     if args.memory is not None:
         problem.fit_memory(args.memory)
-    made_for = {"model": path.stem, "model_hash": model_hash(path), "guidance_scale": float(guidance)}
+    made_for = {"model": path.stem, "model_hash": model_hash(path), **lmsd.guidance.made_for(guidance)}
     seeds = f"PCG64([{own['seed']}, trajectory]), {own['classes']} classes"
     if args.torchscript:
         seeds += f", {own['dtype']}"

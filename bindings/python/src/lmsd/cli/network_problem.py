@@ -3,6 +3,7 @@
 import numpy as np
 
 import lmsd
+from lmsd.guidance import scales
 
 from .network import Network, reason
 from .terminal import note
@@ -17,28 +18,32 @@ class NetworkProblem:
     Noise and class of a trajectory follow from `seed` and its number alone, whatever the batch: trajectory n
     has those of PCG64([seed, n]), first the normal numbers, then the class. `classes`: how many the network
     takes, 0 for none; the next number stands for none of them. `only`: the class of all trajectories.
-    `guidance`: between the prediction for a class and that for none.
+    `guidance`: between the prediction for a class and that for none; where there are several scales, batches
+    take one each in turn.
     """
 
     def __init__(
         self, network: Network, shape, *, sigma_max, batch=8, classes=0, guidance=1.0, seed=0, only=None
     ):
-        if guidance != 1 and not classes:
+        self.scales = scales(guidance)
+        if self.scales != [1.0] and not classes:
+            said = ", ".join(f"{scale:g}" for scale in self.scales)
             raise lmsd.Error(
-                f"guidance is {guidance:g}, which needs a model that takes a class: say --classes, or "
-                "--guidance 1 for a model that has its guidance in it"
+                f"guidance is {said}, which needs a model that takes a class: say --classes, or --guidance 1 "
+                "for a model that has its guidance in it"
             )
         if only is not None and not (classes and only <= classes):
             raise lmsd.Error(f"--class must be 0 to --classes, which is {classes}")
         check_inputs(network, INPUTS if classes else INPUTS[:2])
         self.network, self.shape, self.sigma_max = network, tuple(shape), sigma_max
-        self.classes, self.guidance, self.seed, self.only = classes, guidance, seed, only
+        self.classes, self.guidance, self.seed, self.only = classes, self.scales[0], seed, only
         self.like = network.tensor(np.zeros((batch, *self.shape), np.float32))
         self.rows = batch  # trajectories in a call at most
         self.labels = np.zeros(batch, np.int64)
 
     def begin(self, batch: int):
-        """x_T of batch number `batch`, whose classes become current."""
+        """x_T of batch number `batch`, whose classes and guidance become current."""
+        self.guidance = self.scales[batch % len(self.scales)]
         size = len(self.like)
         start = next(start for start in STARTS if batch >= start)
         noise = np.empty((size, *self.shape), np.float32)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import lmsd
+from lmsd import guidance
 
 from .network_file import FLAGS
 from .task import Task, refuse
@@ -24,7 +25,7 @@ def load(args) -> Task:
     problem = made(path, options)
     config = {name: getattr(problem, name) for name in SAYS if getattr(problem, name, None) is not None}
     if args.guidance is not None:
-        config["made_for"] = {"guidance_scale": args.guidance, **config.get("made_for", {})}
+        config["made_for"] = {**guidance.made_for(args.guidance), **config.get("made_for", {})}
     default = " ".join([Path(path).name, *(f"{key}={value}" for key, value in sorted(options.items()))])
     config["seeds"] = str(config.get("seeds", default))
     return Task(problem, config)

@@ -18,6 +18,8 @@ class Stopped(Exception):
 
 def run(args) -> int:
     schedule = lmsd.Schedule.load(args.schedule)
+    if isinstance(args.guidance, list):
+        raise lmsd.Error("--guidance: to sample, one scale is needed, such as 3")
     task = model.load_for(args, schedule)
     process = task.config.get("process", schedule.process)
     known = ("model", "model_hash", "guidance_scale", "latent_shape")

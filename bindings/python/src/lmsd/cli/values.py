@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any, NamedTuple
 
+from lmsd.guidance import scales, spread
+
 UNITS = {"GiB": 30, "GB": 30, "G": 30, "MiB": 20, "MB": 20, "M": 20}  # powers of two
 
 
@@ -25,6 +27,21 @@ def nfe_range(text: str) -> tuple[int, int]:
         f"{text!r} is no number of model calls; one is needed, such as 5, or the smallest and the largest of "
         "a family, such as 3-8"
     )
+
+
+def guidance(text: str) -> float | list[float]:
+    """ "3": a guidance scale; "2-7": several that span a range; "1.5,3,5": these."""
+    try:
+        low, dash, high = text.partition("-")
+        if low and dash:
+            return spread(float(low), float(high))
+        found = scales([float(part) for part in text.split(",")])
+        return found[0] if len(found) == 1 else found
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no guidance scale; one is needed, such as 3, or the smallest and the largest of a "
+            "range, such as 2-7, or several with commas"
+        ) from None
 
 
 def assignment(text: str) -> tuple[str, Any]:

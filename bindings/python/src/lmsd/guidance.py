@@ -1,0 +1,37 @@
+"""Guidance scales that a schedule is for: one, or several, of which batches take one each in turn."""
+
+import math
+from collections.abc import Sequence
+
+
+def spread(low: float, high: float, count: int = 5) -> list[float]:
+    """`count` scales from `low` to `high`, both included, evenly spaced in their logarithm.
+
+    Their order is such that the first few span the range: the ends, then the middles of what is left.
+    0 < low < high, count >= 2.
+    """
+    if not (0 < low < high < math.inf and count >= 2):
+        raise ValueError(f"guidance scales from {low:g} to {high:g}; the first must be above 0 and smaller")
+    order, between = [0, count - 1], [(0, count - 1)]
+    for first, last in between:  # which grows
+        if last - first > 1:
+            middle = (first + last) // 2
+            order.append(middle)
+            between += [(first, middle), (middle, last)]
+    return [float(f"{low * (high / low) ** (at / (count - 1)):.4g}") for at in order]
+
+
+def scales(guidance: float | Sequence[float]) -> list[float]:
+    """One number, or several, as a list: batch b has scale `found[b % len(found)]`."""
+    found = [float(scale) for scale in ([guidance] if isinstance(guidance, int | float) else guidance)]
+    if not found or not all(map(math.isfinite, found)):
+        raise ValueError(f"guidance is {guidance!r}; a number is needed, or several")
+    return found
+
+
+def made_for(guidance: float | Sequence[float]) -> dict:
+    """What a schedule's `made_for` says of them: `guidance_scale`, or `guidance_range`, its ends."""
+    found = scales(guidance)
+    if min(found) == max(found):
+        return {"guidance_scale": found[0]}
+    return {"guidance_range": [min(found), max(found)]}
