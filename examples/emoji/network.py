@@ -52,8 +52,17 @@ class Attention(nn.Module):
         return h + self.out((v @ weights.transpose(2, 3)).reshape(batch, width, height, columns))
 
 
+def mean_of_words(table, words):
+    """[B, WORD] from the vectors of `table`; `words` int64 [B, W], 0: no word."""
+    said = (words > 0).to(table.weight.dtype)[:, :, None]
+    return (table(words) * said).sum(1) / said.sum(1).clamp(min=1)
+
+
 class Unet(nn.Module):
-    """(x [B, channels, S, S], noise [B], words int64 [B, W], 0: no word) -> [B, channels, S, S]."""
+    """(x [B, channels, S, S], noise [B], words int64 [B, W], 0: no word) -> [B, channels, S, S].
+
+    Instead of the words it takes their mean [B, WORD].
+    """
 
     def __init__(self, words, channels, patch):
         super().__init__()
@@ -72,12 +81,12 @@ class Unet(nn.Module):
 
     def embedding(self, noise, words):
         angle = noise[:, None] * torch.arange(1, FREQUENCIES + 1, device=noise.device)
-        said = (words > 0).to(noise.dtype)[:, :, None]
-        text = (self.words(words) * said).sum(1) / said.sum(1).clamp(min=1)
+        text = words if words.is_floating_point() else mean_of_words(self.words, words)
         emb = self.embed_words(text) + self.embed_noise(torch.cat([angle.cos(), angle.sin()], 1))
         return F.silu(self.embed(F.silu(emb)))
 
     def forward(self, x, noise, words):
+        x, noise = x.to(self.input.weight.dtype), noise.to(self.input.weight.dtype)
         emb = self.embedding(noise, words)
         h = skip = self.input(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         for block in self.down:
