@@ -17,7 +17,7 @@ from PIL import Image
 
 EMOJI = Path(__file__).resolve().parents[1] / "emoji"
 sys.path.insert(0, str(EMOJI))
-from pipeline import emoji_pipeline  # noqa: E402
+from emoji_pipeline import emoji_pipeline  # noqa: E402
 
 PROMPTS = [
     "red apple",

@@ -10,7 +10,7 @@ EMOJI = Path(__file__).parents[3] / "examples" / "emoji"
 sys.path.insert(0, str(EMOJI))
 
 import network  # noqa: E402
-from pipeline import EmojiPipeline, emoji_pipeline  # noqa: E402, F401
+from emoji_pipeline import EmojiPipeline, emoji_pipeline  # noqa: E402, F401
 from safetensors.torch import save_file  # noqa: E402
 
 network.WIDTH, network.DEEP = 16, 16  # for speed

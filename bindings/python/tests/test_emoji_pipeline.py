@@ -7,9 +7,9 @@ diffusers = pytest.importorskip("diffusers")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from emoji_models import EmojiPipeline, random_pipeline  # noqa: E402
+from emoji_pipeline import read  # noqa: E402
 from lmsd.diffusers import LmsdScheduler, distill  # noqa: E402
 from network import Denoiser  # noqa: E402
-from pipeline import read  # noqa: E402
 
 torch.set_num_threads(1)
 NAMES = ("pixel", "flow", "latent")

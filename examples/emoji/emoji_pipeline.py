@@ -3,7 +3,7 @@
     pipe = emoji_pipeline("pixel")
     pipe("red apple", guidance_scale=4, num_inference_steps=50).images[0].save("apple.png")
 
-    python pipeline.py latent FOLDER    saves it; EmojiPipeline.from_pretrained(FOLDER) loads it again
+    python emoji_pipeline.py latent FOLDER    saves it; EmojiPipeline.from_pretrained(FOLDER) loads it again
 
 The EDM networks are v-prediction networks here, as diffusers has them: 1000 timesteps, spread evenly in log
 sigma over 0.002 to 80. The flow network predicts the velocity, at shift 3.
@@ -35,7 +35,7 @@ from torch import nn
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.append(str(HERE))
-from data import words_of  # noqa: E402
+from emoji_data import words_of  # noqa: E402
 from network import WORD, Autoencoder, Denoiser, mean_of_words  # noqa: E402
 
 WORDS = 8  # of a prompt that the network sees
@@ -101,9 +101,8 @@ class EmojiUnet(ModelMixin, ConfigMixin):
         x, rows = sample.float(), len(sample)
         time = float(torch.as_tensor(timestep).flatten()[0])
         if self.net.flow:
-            level = time / STEPS
-            denoised = self.net(x, x.new_full((rows,), level), encoder_hidden_states)
-            return ((x - denoised) / level).to(sample.dtype)
+            level = x.new_full((rows,), time / STEPS)
+            return self.net.velocity(x, level, encoder_hidden_states).to(sample.dtype)
         sigma = math.exp(np.interp(time, np.arange(STEPS), self.log_sigmas))
         scale = math.sqrt(1 + sigma**2)
         denoised = self.net(x * scale, x.new_full((rows,), sigma), encoder_hidden_states)
@@ -227,6 +226,6 @@ def main():
 
 
 if __name__ == "__main__":
-    import pipeline  # under its own name, which the saved folder mentions
+    import emoji_pipeline  # under its own name, which the saved folder mentions
 
-    pipeline.main()
+    emoji_pipeline.main()
