@@ -296,6 +296,21 @@ fn grids_reach_both_ends_exactly() {
 }
 
 #[test]
+fn a_list_in_another_number_of_steps_is_interpolated_in_log_sigma() {
+    let list = |sigmas: &[f64]| Grid::List { sigmas: sigmas.to_vec() };
+    let four = list(&[80.0, 20.0, 5.0, 1.25, 0.0]);
+    let seven = four.in_steps(7).sigmas(7, 80.0, 0.002, 0.0).unwrap();
+    for (found, expected) in seven.iter().zip([80.0, 40.0, 20.0, 10.0, 5.0, 2.5, 1.25, 0.0]) {
+        assert!((found - expected).abs() <= 1e-12 * expected, "{seven:?}");
+    }
+    assert_eq!(four.in_steps(4), four);
+    assert_eq!(four.in_steps(1), list(&[80.0, 0.0]));
+    let above = list(&[4.0, 1.0]).in_steps(2).sigmas(2, 4.0, 1.0, 1.0).unwrap();
+    assert!((above[1] - 2.0).abs() < 1e-12 && (above[0], above[2]) == (4.0, 1.0));
+    assert_eq!(Grid::Log {}.in_steps(9), Grid::Log {});
+}
+
+#[test]
 fn flow_models_start_at_one_and_end_at_zero_in_finite_numbers() {
     for solver in solvers() {
         for low in [true, false] {

@@ -59,7 +59,7 @@ options! {
         /// Model calls of the teacher, at least twice `nfe`.
         teacher_nfe: Option<usize> = None, integer(1, 1000).of("model calls"),
             else "measured, so that its own error is at most a tenth of the student's; 50 in a comparison";
-        /// The teacher's grid of noise levels.
+        /// The teacher's grid of noise levels. A list is interpolated to the teacher's number of calls.
         teacher_grid: Option<Grid> = None, other("grid", ""), else "karras with rho 7, for flow uniform in t";
         /// Whether the weights of a node may have any sum, which fits better, or must sum to 1 as in every
         /// published data-prediction method.

@@ -33,7 +33,8 @@ const MOST: usize = 100;
 /// The teacher's schedule at so many calls.
 pub fn schedule(config: &Config, nfe: usize) -> Result<Schedule> {
     let spec = config.levels().spec();
-    solver::solve(&Spec { solver: config.teacher().into(), nfe, grid: config.teacher_grid.clone(), ..spec })
+    let grid = config.teacher_grid.as_ref().map(|grid| grid.in_steps(nfe));
+    solver::solve(&Spec { solver: config.teacher().into(), nfe, grid, ..spec })
 }
 
 /// A recorded run. All of it is linear in [x_T, D_0, ..., D_{n-1}] of each trajectory, so their inner

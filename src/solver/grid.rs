@@ -95,6 +95,25 @@ impl Grid {
         decreasing(sigmas)
     }
 
+    /// The same spread of noise levels in `steps` steps: a list is interpolated, in log sigma, by position.
+    pub fn in_steps(&self, steps: usize) -> Self {
+        let Self::List { sigmas } = self else { return self.clone() };
+        let zero_follows = sigmas.last() == Some(&0.0);
+        let above = &sigmas[..sigmas.len() - usize::from(zero_follows)];
+        let count = steps + 1 - usize::from(zero_follows);
+        if sigmas.len() == steps + 1 || above.is_empty() || count == 0 {
+            return self.clone();
+        }
+        let at = |i: usize| {
+            let place = (above.len() - 1) as f64 * i as f64 / (count - 1).max(1) as f64;
+            let (low, part) = (place as usize, place.fract());
+            let next = above[(low + 1).min(above.len() - 1)];
+            if part == 0.0 { above[low] } else { (above[low].ln() * (1.0 - part) + next.ln() * part).exp() }
+        };
+        let end = zero_follows.then_some(0.0);
+        Self::List { sigmas: (0..count).map(at).chain(end).collect() }
+    }
+
     /// Whether the grid has a level at sigma_min before it ends at 0.
     pub(super) fn needs_sigma_min(&self, end: f64) -> bool {
         end == 0.0 && !matches!(self, Self::Flow { .. } | Self::List { .. })

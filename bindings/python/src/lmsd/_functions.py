@@ -217,6 +217,7 @@ def distill(
     - `teacher_nfe` (model calls; 1 to 1000; default: measured, so that its own error is at most a tenth of
       the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
     - `teacher_grid` (default: karras with rho 7, for flow uniform in t): The teacher's grid of noise levels.
+      A list is interpolated to the teacher's number of calls.
     - `weight_sums` ("free" or "affine"; default: "free"): Whether the weights of a node may have any sum,
       which fits better, or must sum to 1 as in every published data-prediction method.
     - `objective` ("end" or "trajectory"; default: "end"): Which distances a fit lowers: those to the
@@ -331,6 +332,7 @@ def compare(
     - `teacher_nfe` (model calls; 1 to 1000; default: measured, so that its own error is at most a tenth of
       the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
     - `teacher_grid` (default: karras with rho 7, for flow uniform in t): The teacher's grid of noise levels.
+      A list is interpolated to the teacher's number of calls.
     - `feature_weight` (0 to 1; default: 1 where the host has features, else 0): Share of the distance between
       the host's features in every distance that is fitted to, decides or is reported: 1 is features alone, in
       their own unit, and 0 no features. Between them, distances are (1 - w) d / s + w D / S: d is the
