@@ -1,4 +1,4 @@
-"""The command line: `lmsd solve | distill | sample | show | compare | validate`, also as `python -m lmsd`.
+"""The command line, `lmsd COMMAND`, also as `python -m lmsd`.
 
 `arguments` says what each takes; the module of its name runs it.
 """

@@ -37,6 +37,22 @@ Many GPUs: `torchrun --nproc-per-node N -m lmsd distill ...` shares the batches 
 each with a GPU of its own as torch's current one (problem() makes its tensors on "cuda"; a network file is
 given --device cuda), to the same schedules. --trajectories and --held-out should hold N batches or more.
 """
+BENCH = """\
+The protocol by which learned solvers of Stable Diffusion 1.5 are compared. A teacher, multistep DPM-Solver++
+of --teacher-steps calls, makes a picture of each of --test prompts. For each number of calls a schedule is
+distilled on other prompts; it, the schedulers of diffusers and lmsd's published solvers make the same
+pictures from the same noise. The options of those are chosen by a third part of the prompts. The table has
+the PSNR of decoded pictures to the teacher's, and a distance of features.
+
+    lmsd bench --diffusers stable-diffusion-v1-5 --prompts captions.txt --dtype float16 --device cuda
+
+--out holds bench.json, the schedules, sheet.png and the teacher's pictures. The same command goes on from
+there after Ctrl-C, and with more numbers in --nfe it measures those too.
+"""
+LEVELS = ("process", "sigma_min", "sigma_max", "sigma_end")
+LIMITS = ("max_calls", "max_seconds", "checkpoint", "made_for", "seeds", "starts", "feature_weight")
+# of a fit, by the protocol of `bench`
+DECIDED = ("nfe", "nfe_from", "teacher", "teacher_nfe", "teacher_grid", *LEVELS, *LIMITS)
 SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm_4", "unipc_bh2_3")
 TIMEOUT = 1800.0  # seconds
 
@@ -55,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
             "measure schedules and published solvers on trajectories that no fit sees",
             PROBLEMS + RANKS,
         ),
+        (bench, "compare distilled schedules with other schedulers in a diffusers pipeline", BENCH),
         (validate, "check schedule files; exit code 1 if any is refused", ""),
     ):
         add(
@@ -171,6 +188,64 @@ def compare(p) -> None:
     )
     torchrun(p)
     png(p)
+
+
+def bench(p) -> None:
+    at_least = values.at_least
+    p.add_argument("--diffusers", required=True, metavar="DIR", help="folder of a diffusers pipeline")
+    p.add_argument("--prompts", required=True, metavar="FILE", help="prompts, one on each line")
+    p.add_argument(
+        "--pipeline", metavar="FILE.py|MODULE", help="has the pipeline's class, if diffusers has not"
+    )
+    for name, default, text in (
+        ("nfe", "5,8,10,12", "numbers of calls, with commas"),
+        ("guidance", 3.0, "guidance scale"),
+        ("teacher-steps", 40, "calls of the teacher"),
+        ("test", 64, "prompts to measure on, which no fit and no choice sees"),
+        ("rank", 8, "prompts to choose the options of other schedulers by"),
+        ("batch", 4, "pictures in a call of the pipeline; halved where memory runs out"),
+        ("image-calls", 20000, "predictions for one picture that each fit may take, all included"),
+        ("seed", 0, "of the noise, and of which prompts are measured on"),
+        ("sheet", 6, "columns of sheet.png"),
+    ):
+        kind = {"nfe": values.nfe_list, "guidance": float}.get(name, at_least(0 if name == "seed" else 1))
+        p.add_argument(
+            f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: %(default)s)"
+        )
+    for name in ("height", "width"):
+        p.add_argument(
+            f"--{name}",
+            type=at_least(1),
+            metavar="N",
+            help="of pictures, in pixels (default: the pipeline's)",
+        )
+    p.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="(default: %(default)s)",
+    )
+    p.add_argument("--device", type=values.device, metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)")
+    p.add_argument(
+        "--features",
+        default="random",
+        metavar="KIND",
+        help="what features are compared: random (a fixed random network), torchvision:NAME (a classifier, "
+        "whose weights torchvision downloads), the folder of a CLIP vision model, or a TorchScript file that "
+        "takes [n, 3, H, W] in 0 to 1 (default: %(default)s)",
+    )
+    p.add_argument(
+        "--field",
+        choices=["ranked", *gain.NAMES, "none"],
+        default="ranked",
+        help="lmsd's published solvers: ranked (those of the strongest field that each fit ranked highest), "
+        "or all of a field, which takes a thousand schedules for the strongest one (default: %(default)s)",
+    )
+    p.add_argument(
+        "--out", default="bench", metavar="DIR", help="folder of the results (default: %(default)s)"
+    )
+    p.add_argument("--quiet", action="store_true", help="no progress bars, no plan")
+    library_options.add(group(p, "the fits"), "distill", without=DECIDED)
 
 
 def validate(p) -> None:

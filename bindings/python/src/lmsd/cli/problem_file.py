@@ -55,13 +55,13 @@ def made(path: str, options: dict):
     return problem
 
 
-def imported(path: str):
-    """The module of a file NAME.py, or of that name."""
+def imported(path: str, what: str = "problem file"):
+    """The module of a file NAME.py, or of that name; `what` it is, in words."""
     if not path.endswith(".py"):
         return imported_by_name(path)
     file = Path(path).resolve()
     if not file.is_file():
-        raise lmsd.Error(f"there is no problem file {path}", lmsd.Status.IO)
+        raise lmsd.Error(f"there is no {what} {path}", lmsd.Status.IO)
     try:
         compile(file.read_bytes(), str(file), "exec")
     except (SyntaxError, ValueError) as error:

@@ -44,6 +44,16 @@ def guidance(text: str) -> float | list[float]:
         ) from None
 
 
+def nfe_list(text: str) -> list[int]:
+    """ "5,8,10,12": numbers of model calls."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.isdecimal() and 1 <= int(part) <= 50 for part in parts):
+        return list(map(int, parts))
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no list of numbers of model calls; such as 5,8,10,12 is needed, each 1 to 50"
+    )
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """ "key=value"; the value is JSON, or else the text as it is."""
     key, equals, value = text.partition("=")
