@@ -1,19 +1,21 @@
 """Guidance: one schedule for a range of scales, and what of a schedule transfers.
 
     python benches/guidance.py --networks digits photos
+    python benches/guidance.py --networks emoji
 
 Two tables for each network, of mean distances to the teacher on trajectories that no fit saw, at 5 calls:
 
 - range: a schedule fitted at one guidance scale, and one fitted to scales from 1.5 to 7.5 that batches take
   in turn, with equal budgets, against the strongest published field at each of five scales, at its best on
   the same trajectories;
-- transfer: a schedule at other guidance scales, for other labels and with changed weights, against the field
-  there and against a new fit there.
+- transfer: a schedule at other guidance scales, for other labels or prompts, at another resolution and with
+  changed weights, against the field there and against a new fit there.
 
 Exits with 1 where the schedule of the range is farther than the field at some scale.
 """
 
 import argparse
+import functools
 import sys
 from typing import NamedTuple
 
@@ -35,6 +37,7 @@ class Network(NamedTuple):
     make: object  # (guidance scale or several, trajectories in a batch, seed) -> problem
     scale: float
     labels: int
+    what: str  # these are
     calls: int  # of a fit, of a batch
     tested: int  # trajectories
     ranked: tuple  # those of the rounds in which published solvers are ranked
@@ -48,9 +51,16 @@ def photos(guidance, size, seed):
     return problem(guidance, size=size, seed=seed)
 
 
+def emoji(guidance, size, seed):
+    from emoji_problem import problem
+
+    return problem("pixel", guidance, size=size, seed=seed, test=seed == TEST_SEED)
+
+
 NETWORKS = {
-    "digits": Network(networks.digits, 3.0, 10, 5000, 256, (8, 32)),
-    "photos": Network(photos, 2.0, 2, 4000, 128, (4, 16)),
+    "digits": Network(networks.digits, 3.0, 10, "labels", 5000, 256, (8, 32)),
+    "photos": Network(photos, 2.0, 2, "labels", 4000, 128, (4, 16)),
+    "emoji": Network(emoji, 4.0, 430, "prompts", 2500, 64, (4, 16)),
 }
 
 
@@ -109,18 +119,13 @@ class Bench:
         own = self.fit(base)
         cases = [(f"guidance {scale:g}", own, scale, unchanged) for scale in TESTED if scale != base]
         below = self.fit(base, lambda problem: confine(problem, 0, half))
-        cases.append(
-            ("the other half of the labels", below, base, lambda problem: confine(problem, half, half))
-        )
+        others = f"the other half of the {self.network.what}"
+        cases.append((others, below, base, lambda problem: confine(problem, half, half)))
+        if self.name == "emoji":
+            cases.append(("pictures of 48x48 instead of 32x32", own, base, enlarge))
         for part in (0.05, 0.1, 0.2, 0.4):
-            cases.append(
-                (
-                    f"weights changed by {part:.0%}",
-                    own,
-                    base,
-                    lambda problem, part=part: perturb(problem, part),
-                )
-            )
+            change = functools.partial(perturb, part=part)
+            cases.append((f"weights changed by {part:.0%}", own, base, change))
         for what, old, scale, change in cases:
             was, fresh, best = self.measured([old, self.fit(scale, change)], scale, change)
             worth = "yes" if was > WORTH * fresh else "no"
@@ -131,7 +136,12 @@ class Bench:
 
 
 def confine(problem, first, count):
-    """Has the problem use labels first to first + count - 1 only."""
+    """Has the problem use labels, or prompts that were fitted to, first to first + count - 1 only."""
+    if hasattr(problem, "emoji"):
+        from emoji_problem import prompts
+
+        problem.prompts = prompts("fit")[first : first + count]
+        return
     begin = problem.begin
 
     def confined(index):
@@ -142,6 +152,28 @@ def confine(problem, first, count):
     problem.begin = confined
 
 
+def in_torch(problem, net):
+    """Has an emoji problem ask the torch module `net`."""
+    import torch
+
+    def run(x, sigma, words):
+        with torch.no_grad():
+            told = torch.full((len(x),), sigma)
+            return net(torch.from_numpy(np.float32(x)), told, torch.from_numpy(words)).numpy()
+
+    torch.set_num_threads(1)
+    problem.emoji._run = run
+
+
+def enlarge(problem, side=48):
+    """Has an emoji problem, whose network is made of convolutions and attention, draw larger pictures."""
+    from export import denoiser
+
+    problem.emoji.shape = (3, side, side)
+    problem.like = np.empty((problem.size, *problem.emoji.shape), np.float32)
+    in_torch(problem, denoiser("pixel"))
+
+
 def perturb(problem, part):
     """Adds to each matrix of the network one of rank 4, random, and `part` times as large: a finetune."""
     rng = np.random.default_rng(0)
@@ -149,7 +181,7 @@ def perturb(problem, part):
     def changed(matrix):
         flat = matrix.reshape(len(matrix), -1)
         low = rng.standard_normal((flat.shape[0], 4)) @ rng.standard_normal((4, flat.shape[1]))
-        low *= part * np.linalg.norm(flat) / np.linalg.norm(low)
+        low *= part * np.linalg.norm(flat) / max(np.linalg.norm(low), 1e-30)
         return (flat + low).reshape(matrix.shape).astype(np.float32)
 
     if hasattr(problem, "digits"):
@@ -161,7 +193,14 @@ def perturb(problem, part):
         return
     import torch
 
-    for parameter in problem.photos.net.parameters():
+    if hasattr(problem, "emoji"):
+        from export import denoiser
+
+        net = denoiser("pixel")
+        in_torch(problem, net)
+    else:
+        net = problem.photos.net
+    for parameter in net.parameters():
         if parameter.ndim > 1:
             parameter.data.copy_(torch.from_numpy(changed(parameter.detach().numpy())))
 
