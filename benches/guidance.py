@@ -60,7 +60,7 @@ def emoji(guidance, size, seed):
 NETWORKS = {
     "digits": Network(networks.digits, 3.0, 10, "labels", 5000, 256, (8, 32)),
     "photos": Network(photos, 2.0, 2, "labels", 4000, 128, (4, 16)),
-    "emoji": Network(emoji, 4.0, 430, "prompts", 2500, 64, (4, 16)),
+    "emoji": Network(emoji, 3.0, 430, "prompts", 2500, 64, (4, 16)),
 }
 
 

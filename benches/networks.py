@@ -31,7 +31,7 @@ def emoji(model, size, seed):
     """With the prompts of prompts_test.txt where the noise is that of the tests."""
     from emoji_problem import problem
 
-    return problem(model, 4.0, size=size, seed=seed, test=seed == TEST_SEED)
+    return problem(model, 3.0, size=size, seed=seed, test=seed == TEST_SEED)
 
 
 # name -> problem of (trajectories in a batch, seed of the noise)

@@ -181,9 +181,9 @@ class Emoji(Network):
 NETWORKS = {
     "digits": (Digits, 3.0),
     "photos": (Photos, 2.0),
-    "emoji pixel": (Emoji, 4.0),
-    "emoji flow": (Emoji, 4.0),
-    "emoji latent": (Emoji, 4.0),
+    "emoji pixel": (Emoji, 3.0),
+    "emoji flow": (Emoji, 3.0),
+    "emoji latent": (Emoji, 3.0),
 }
 
 

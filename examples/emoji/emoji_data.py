@@ -33,6 +33,7 @@ NO_EMOJI = (
     "sleepy cat|tea with lemon|spiral shell face|baby horse|rice cookie"
 ).split("|")
 WORDS = 8  # of a prompt that a network sees
+GUIDANCE = 3.0  # scale of classifier-free guidance, unless another is asked for
 SHIFT = 3.0  # of the flow model's noise levels
 NOISE_WORDS = {"with", "of", "and", "in", "the", "on", "a", "an", "for", "to"}
 FACING = {"left", "right", "pointing", "anticlockwise", "clockwise"}  # names that a mirror would make wrong
@@ -118,15 +119,22 @@ def vocabulary(found):
 
 
 def write_prompts(folder=Path(__file__).parent):
-    """prompts_fit.txt: names of the emoji trained on; prompts_test.txt: of the others with a known word, and
-    things that there are no emoji of.
+    """prompts_test.txt: names of held-out emoji with a known word, and things that there are no emoji of.
+
+    prompts_fit.txt: names of the emoji trained on, and half as many mixtures of a word of one and a word of
+    another: the network meets both kinds in use.
     """
     found = emojis()
     known = set(vocabulary(found))
-    for held_out, name in ((False, "fit"), (True, "test")):
-        names = [e.name for e in found if e.held_out == held_out and known & set(words_of(e.name))]
-        names += NO_EMOJI if held_out else []
-        (folder / f"prompts_{name}.txt").write_text("\n".join(names) + "\n")
+    names = [[e.name for e in found if e.held_out == out and known & set(words_of(e.name))] for out in (0, 1)]
+    tested = [*names[1], *NO_EMOJI]
+    rng = np.random.default_rng(0)
+    pairs = (rng.choice(names[0], 2, replace=False) for _ in range(len(names[0]) // 2))
+    mixed = {" ".join(str(rng.choice(words_of(name))) for name in pair) for pair in pairs}
+    taken = {frozenset(words_of(name)) for name in tested}
+    mixed = [text for text in sorted(mixed) if frozenset(text.split()) not in taken]
+    for name, prompts in (("fit", [*names[0], *mixed]), ("test", tested)):
+        (folder / f"prompts_{name}.txt").write_text("\n".join(prompts) + "\n")
 
 
 if __name__ == "__main__":

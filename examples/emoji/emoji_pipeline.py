@@ -1,7 +1,7 @@
 """The emoji models as a diffusers pipeline, with a prompt.
 
     pipe = emoji_pipeline("pixel")
-    pipe("red apple", guidance_scale=4, num_inference_steps=50).images[0].save("apple.png")
+    pipe("red apple", guidance_scale=3, num_inference_steps=50).images[0].save("apple.png")
 
     python emoji_pipeline.py latent FOLDER    saves it; EmojiPipeline.from_pretrained(FOLDER) loads it again
 
@@ -35,7 +35,7 @@ from torch import nn
 HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.append(str(HERE))
-from emoji_data import words_of  # noqa: E402
+from emoji_data import GUIDANCE, words_of  # noqa: E402
 from network import WORD, Autoencoder, Denoiser, mean_of_words  # noqa: E402
 
 WORDS = 8  # of a prompt that the network sees
@@ -151,7 +151,7 @@ class EmojiPipeline(DiffusionPipeline):
         prompt="",
         negative_prompt=None,
         num_inference_steps=50,
-        guidance_scale=4.0,
+        guidance_scale=GUIDANCE,
         generator=None,
         latents=None,
         output_type="pil",

@@ -1,13 +1,13 @@
 """The emoji models as problems of the command line.
 
-lmsd distill --problem examples/emoji/emoji_problem.py --guidance 4 --nfe 3-8 --out schedules
+lmsd distill --problem examples/emoji/emoji_problem.py --guidance 3 --nfe 3-8 --out schedules
 lmsd sample --problem examples/emoji/emoji_problem.py --set prompt="red apple" ...
 """
 
 from pathlib import Path
 
 import numpy as np
-from emoji_data import SHIFT
+from emoji_data import GUIDANCE, SHIFT
 from emoji_model import Emoji, noise
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def prompts(which):
     return (HERE / f"prompts_{which}.txt").read_text().splitlines()
 
 
-def problem(model="pixel", guidance=4.0, size=4, seed=0, prompt="", test=False):
+def problem(model="pixel", guidance=GUIDANCE, size=4, seed=0, prompt="", test=False):
     """Batches of `size` pictures with classifier-free guidance.
 
     `model`: pixel, flow or latent; `guidance`: a scale, or a list of them, of which batches take one each in

@@ -2,8 +2,9 @@
 
 One U-Net, of about 1.8 million parameters, on a grid of 16x16: a picture of 32x32 comes as patches of 2x2
 pixels, a latent of 16x16x4 as it is. It is told the noise level and the words of the prompt, whose learned
-vectors are averaged. The pixel and latent models are preconditioned as in EDM (Karras et al. 2022, arXiv
-2206.00364); the flow model predicts the velocity of a rectified flow (Liu et al. 2022, arXiv 2209.03003).
+vectors are averaged. It is preconditioned as in EDM (Karras et al. 2022, arXiv 2206.00364). The flow model
+predicts the velocity of a rectified flow (Liu et al. 2022, arXiv 2209.03003): with the same weights its
+prediction of x_0 would be that of the EDM model at the same signal-to-noise ratio, where its training begins.
 """
 
 import math
@@ -116,7 +117,7 @@ class Denoiser(nn.Module):
     def forward(self, x, sigma, words):
         s = sigma[:, None, None, None]
         if self.flow:
-            return x - s * self.velocity(x, sigma, words).to(x.dtype)
+            return x - s * self.velocity(x, sigma, words)
         norm = (SIGMA_DATA**2 + s * s).sqrt()
         f = self.unet(x / norm, sigma.log() / 4, words)
         return SIGMA_DATA**2 / norm**2 * x + SIGMA_DATA * s / norm * f.to(x.dtype)
@@ -125,7 +126,8 @@ class Denoiser(nn.Module):
         """Noise less x_0, of a flow model."""
         s, told = sigma[:, None, None, None], sigma.clamp(max=NOISIEST)
         norm = (((1 - s) * SIGMA_DATA) ** 2 + s * s).sqrt()
-        return self.unet(x / norm, (told / (1 - told)).log() / 4, words)
+        f = self.unet(x / norm, (told / (1 - told)).log() / 4, words)
+        return (s - SIGMA_DATA**2 * (1 - s)) / norm**2 * x - SIGMA_DATA / norm * f.to(x.dtype)
 
 
 class Autoencoder(nn.Module):

@@ -92,7 +92,7 @@ the distilled schedule. The noise is new to the distillation.</p>
 <div class="wide"><table>
 {table}
 </table></div>
-<p>Measured on {test} trajectories from prompts that neither the network nor the distillation has seen.
+<p>Measured on {test} trajectories: {seen}.
 <b>Distance</b>: mean Euclidean distance to the teacher's end point; lower is better. <b>PSNR</b>: of the
 picture to the teacher's; higher is better. <b>Seen</b>: the difference that people see, in the manner of
 LPIPS, in the layers of a classifier of emoji; lower is better. <b>Fr&eacute;chet</b>: distance to the
@@ -146,6 +146,7 @@ def write(out, rows, fields, goal, cells, how):
         table=page.table(cells[0], cells[1:], lambda row, _at: row[1] == "distilled"),
         recognised=f"{goal['recognised']} of {len(prompts)}",
         test=how["args"].test,
+        seen=how["seen"],
     )
     title, schedule = "Distilled samplers for an emoji model", middle.schedule["distilled"]
     text = page.whole(title, body, schedule, how["args"].guidance, how["report"])

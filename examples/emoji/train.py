@@ -28,10 +28,10 @@ HERE = Path(__file__).parent
 # name: (steps, batch, learning rate, starts from)
 RUNS = {
     "pixel": (7500, 128, 1.2e-3, None),
-    "flow": (1000, 128, 1e-3, "pixel"),
+    "flow": (400, 128, 5e-4, "pixel"),
     "autoencoder": (1200, 32, 2e-3, None),
-    "latent": (1500, 128, 1e-3, "pixel"),
-    "classifier": (3000, 128, 2e-3, None),
+    "latent": (3000, 128, 1.2e-3, "pixel"),
+    "classifier": (1500, 128, 2e-3, None),
 }
 
 
@@ -81,20 +81,45 @@ def network(name, stickers):
         return Autoencoder()
     latent = name == "latent"
     net = Denoiser(words, 4 if latent else 3, 1 if latent else 2, flow=name == "flow")
-    start = RUNS[name][3]
-    if start:
-        own, known = net.state_dict(), load_file(HERE / f"{start}.safetensors")
-        net.load_state_dict({k: known[k].float() if known[k].shape == v.shape else v for k, v in own.items()})
+    if RUNS[name][3]:
+        known = {k: v.float() for k, v in load_file(HERE / f"{RUNS[name][3]}.safetensors").items()}
+        net.load_state_dict(translated(known, stickers) if latent else known)
     return net
+
+
+def coder():
+    """The trained autoencoder."""
+    net = Autoencoder()
+    net.load_state_dict({k: v.float() for k, v in load_file(HERE / "autoencoder.safetensors").items()})
+    return net.requires_grad_(False)
+
+
+def translated(known, stickers, count=256):
+    """Weights to begin the latent model with, from those of the pixel model.
+
+    Both see one grid of 16x16 places. The first and the last layer are composed with the linear maps between
+    latents and patches of pixels that fit `count` pictures best.
+    """
+    pictures = stickers.picture(stickers.draw(count), 64)
+    latents = coder().encode(pictures).movedim(1, 3).flatten(0, 2)
+    patches = F.pixel_unshuffle(F.avg_pool2d(pictures, 2), 2).movedim(1, 3).flatten(0, 2)
+    one = torch.ones(len(latents), 1)
+    into = torch.linalg.lstsq(torch.cat([latents, one], 1), patches).solution  # [4 + 1, 12]
+    back = torch.linalg.lstsq(torch.cat([patches, one], 1), latents).solution[:-1]  # [12, 4]
+    first, last = known["unet.input.weight"], known["unet.output.weight"]
+    return known | {
+        "unet.input.weight": torch.einsum("ochw,dc->odhw", first, into[:-1]),
+        "unet.input.bias": known["unet.input.bias"] + torch.einsum("ochw,c->o", first, into[-1]),
+        "unet.output.weight": torch.einsum("cihw,cd->dihw", last, back),
+        "unet.output.bias": known["unet.output.bias"] @ back,
+    }
 
 
 def batches(name, stickers, batch):
     """Yields (x, words), or of the classifier (x, kinds), for ever."""
     encode = lambda x: x  # noqa: E731
     if name == "latent":
-        coder = Autoencoder()
-        coder.load_state_dict({k: v.float() for k, v in load_file(HERE / "autoencoder.safetensors").items()})
-        encode = torch.no_grad()(coder.encode)
+        encode = coder().encode
     size = 64 if name in ("autoencoder", "latent") else 32
     while True:
         which = stickers.draw(batch)
