@@ -1,4 +1,4 @@
-# make demo    distills the digits network, writes out/demo/report.html
+# make demo    distills an emoji model, writes out/demo/report.html
 # make check   the quick checks: format, lints, Rust tests, fast Python tests
 # make test    everything that is checked: Rust, C, C++, Python
 # make help    the rest
@@ -10,12 +10,13 @@ PY := $(VENV)/bin/python
 # Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
+.PHONY: help demo demo-digits check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
 	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-diffusers bench-lincomb bench-overhead \
 	library venv venv-check venv-test wheel clean
 
 help:
-	@echo "make demo            distill the digits network at guidance 3, NFE 3 to 8; report in out/demo"
+	@echo "make demo            distill an emoji model at guidance 3, NFE 3 to 8; report with pictures in out/demo"
+	@echo "make demo-digits     the same with the digits network at guidance 3; the table in docs/benchmarks.md"
 	@echo "make check           format, lints, Rust tests and fast Python tests; without torch and libtorch"
 	@echo "make test            lint, Rust, C, C++ and Python tests; says first what it downloads and skips"
 	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
@@ -85,7 +86,10 @@ $(VENV)/.test: tests/requirements.txt tests/requirements-check.txt tests/require
 	touch $@
 
 demo: library venv
-	$(PY) examples/digits/demo.py --out out/demo
+	$(PY) examples/emoji/demo.py --out out/demo
+
+demo-digits: library venv
+	$(PY) examples/digits/demo.py --out out/demo-digits
 
 # Both checks and tests run these.
 lint: venv-check
@@ -126,6 +130,7 @@ test-python-package:
 test-python-others:
 	$(PY) -m pytest -q bindings/comfyui tests/peers examples/digits examples/photos
 	$(PY) -m pytest -q benches/peers
+	$(PY) -m pytest -q examples/emoji
 
 # What is written from the descriptions in the code: the header, and the functions of Python that take options.
 generate: venv-check

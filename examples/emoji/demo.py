@@ -68,7 +68,7 @@ class Row:
 def distill(args, hits):
     """The family of schedules, or None; an interrupt ends it with what there is."""
     fitted = problem(args.model, args.guidance, BATCH, args.seed)
-    options = {"trajectories": args.trajectories, "held_out": args.held_out}
+    options = {name: getattr(args, name) for name in ("trajectories", "held_out", "max_calls")}
     return distilled_for_show(fitted, hits, nfe=args.nfe, **options)
 
 
@@ -211,6 +211,9 @@ def arguments():
         "--held-out", type=int, default=16, help="that decide what is kept (default %(default)s)"
     )
     parser.add_argument(
+        "--max-calls", type=int, default=8000, help="of the distillation, of a batch (default %(default)s)"
+    )
+    parser.add_argument(
         "--prompts",
         choices=SEEN,
         default="test",
@@ -219,7 +222,7 @@ def arguments():
     )
     parser.add_argument("--test", type=int, default=32, help="test trajectories (default %(default)s)")
     parser.add_argument(
-        "--finalists", type=int, default=4, help="of a field on all of them (default %(default)s)"
+        "--finalists", type=int, default=3, help="of a field on all of them (default %(default)s)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="less of everything: 3 and 4 NFE, 8 trajectories"
