@@ -14,7 +14,8 @@ from digits_pipeline import betas, digits_pipeline  # noqa: E402, F401
 
 LABELS = [{"class_labels": label} for label in range(10)]
 QUICK = {"teacher_nfe": 12, "iterations": 3, "trajectories": 8, "held_out": 8, "batch_size": 8}
-STOCK = ("stable_diffusion", "stable_diffusion_3", "flux")
+STOCK = ("stable_diffusion", "stable_diffusion_3", "flux", "cogview4", "flux2")
+SIZE = {"cogview4": 16}  # height and width, else 8
 
 
 def seeded(seed=0):
@@ -39,14 +40,14 @@ def euler_of(scheduler):
     return table(nfe=len(sigmas) - 1, grid=sigmas.tolist(), process=process, sigma_end=0.0)
 
 
-def small_unet():
+def small_unet(channels=4):
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
         sample_size=8,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -69,9 +70,10 @@ def small_vae(channels=4):
     )
 
 
-def stable_diffusion():
+def stable_diffusion(kind="StableDiffusionPipeline", channels=4):
     """(pipeline, its arguments for one image): epsilon, classifier-free guidance."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    import diffusers
+    from diffusers import EulerDiscreteScheduler
 
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -81,8 +83,12 @@ def stable_diffusion():
         timestep_spacing="leading",
     )
     absent = dict.fromkeys(["text_encoder", "tokenizer", "safety_checker", "feature_extractor"])
-    pipeline = StableDiffusionPipeline(
-        unet=small_unet(), vae=small_vae(), scheduler=scheduler, **absent, requires_safety_checker=False
+    pipeline = getattr(diffusers, kind)(
+        unet=small_unet(channels),
+        vae=small_vae(),
+        scheduler=scheduler,
+        **absent,
+        requires_safety_checker=False,
     )
     embeds = torch.randn(2, 3, 8)
     return pipeline, {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
@@ -141,6 +147,113 @@ def flux():
         **dict.fromkeys(names),
     )
     return pipeline, {"prompt_embeds": torch.randn(3, 8), "pooled_prompt_embeds": torch.randn(8)}
+
+
+def image_to_image():
+    """Stable Diffusion from an image."""
+    pipeline, one = stable_diffusion("StableDiffusionImg2ImgPipeline")
+    return pipeline, {**one, "image": torch.rand(3, 8, 8)}
+
+
+def inpainting(channels=9):
+    """Stable Diffusion that fills half of an image, which is an input of a network of 9 channels."""
+    pipeline, one = stable_diffusion("StableDiffusionInpaintPipeline", channels)
+    mask = torch.zeros(1, 8, 8)
+    mask[..., 4:] = 1
+    return pipeline, {**one, "image": torch.rand(3, 8, 8), "mask_image": mask}
+
+
+def inpainting_by_blending():
+    """The same with a network of 4 channels: the known half is put back after each step."""
+    return inpainting(channels=4)
+
+
+def cogview4():
+    """Flow; the pipeline passes timesteps and sigmas, and the linear shift."""
+    from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    transformer = CogView4Transformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=4,
+        out_channels=4,
+        text_embed_dim=8,
+        time_embed_dim=8,
+        condition_dim=4,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        base_shift=0.25,
+        max_shift=0.75,
+        base_image_seq_len=256,
+        use_dynamic_shifting=True,
+        time_shift_type="linear",
+    )
+    pipeline = CogView4Pipeline(
+        transformer=transformer, vae=small_vae(), scheduler=scheduler, text_encoder=None, tokenizer=None
+    )
+    embeds = torch.randn(2, 3, 8)
+    return pipeline, {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
+
+
+def flux2():
+    """Flow; the pipeline packs the latents that it is given."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2Pipeline,
+        Flux2Transformer2DModel,
+    )
+
+    transformer = Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        axes_dims_rope=[4, 4, 4, 4],
+    )
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(4,),
+        layers_per_block=1,
+        latent_channels=1,
+        norm_num_groups=1,
+        sample_size=8,
+    )
+    pipeline = Flux2Pipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=None,
+        tokenizer=None,
+    )
+    return pipeline, {"prompt_embeds": torch.randn(3, 8)}
+
+
+def dit():
+    """Epsilon and a variance; the pipeline keeps its latents twice, and scaled."""
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        patch_size=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        num_embeds_ada_norm=1000,
+        norm_num_groups=4,
+    )
+    scheduler = DDIMScheduler(clip_sample=False)
+    return DiTPipeline(transformer=transformer, vae=small_vae(), scheduler=scheduler), {
+        "class_labels": torch.tensor(3)
+    }
 
 
 def stock(name):

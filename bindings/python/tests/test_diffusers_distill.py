@@ -12,7 +12,7 @@ import lmsd.diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_models import LABELS, QUICK, STOCK, digits_pipeline, quiet, stock
+from diffusers_models import LABELS, QUICK, SIZE, STOCK, digits_pipeline, quiet, stock
 from lmsd.diffusers import LmsdScheduler, distill
 
 HELD_OUT = 1 << 20  # first batch of the held-out trajectories
@@ -64,8 +64,11 @@ def teacher(report):
     return lmsd.solve("deis_3", nfe=report["teacher_nfe"], **options)
 
 
-def measured(pipe, schedule, report, arguments, size, seed=0):
-    """Mean distance to the teacher over the held-out trajectories, both by LmsdScheduler in the pipeline."""
+def measured(pipe, schedule, report, arguments, size, seed=0, start=lambda noise: {"latents": noise}):
+    """Mean distance to the teacher over the held-out trajectories, both by LmsdScheduler in the pipeline.
+
+    `start`: the arguments for the pipeline to begin with this noise.
+    """
     own, ends = pipe.scheduler, []
     shape = [size, *schedule.made_for["latent_shape"]]
     noise = np.random.default_rng([seed, HELD_OUT]).standard_normal(shape, np.float32)
@@ -74,8 +77,15 @@ def measured(pipe, schedule, report, arguments, size, seed=0):
             file = one.to_dict()
             file.pop("made_for", None)
             pipe.scheduler = LmsdScheduler.from_schedule(lmsd.Schedule.from_json(file), like=own)
-            out = pipe(**arguments, latents=torch.from_numpy(noise), num_inference_steps=one.nfe)
-            ends.append(out if isinstance(out, torch.Tensor) else out.images)
+            states, step = [], pipe.scheduler.step
+
+            def recorded(*given, step=step, states=states, **options):
+                states.append(step(*given, **options))
+                return states[-1]
+
+            pipe.scheduler.step = recorded
+            pipe(**arguments, **start(torch.from_numpy(noise)), num_inference_steps=one.nfe)
+            ends.append(states[-1][0][:size])
     finally:
         pipe.scheduler = own
     return float((ends[0] - ends[1]).flatten(1).norm(dim=1).mean())
@@ -399,7 +409,8 @@ def test_stock_pipelines(name):
         {key: -value for key, value in one.items()},
         {key: 2 * value for key, value in one.items()},
     ]
-    options = {"height": 8, "width": 8, "guidance_scale": 4.0}
+    size = SIZE.get(name, 8)
+    options = {"height": size, "width": size, "guidance_scale": 4.0}
     quick = QUICK | {"batch_size": 4, "held_out": 4, "trajectories": 4}
     with unchanged(pipe):
         found = distill(pipe, prompts, nfe=3, progress=False, **options, **quick)
@@ -409,9 +420,80 @@ def test_stock_pipelines(name):
     rows = [prompts[(HELD_OUT * 4 + row) % 3] for row in range(4)]
     arguments = {key: torch.stack([row[key] for row in rows]) for key in one}
     arguments |= options | {"output_type": "latent"}
-    distance = measured(pipe, schedule, found.report, arguments, 4)
+
+    def start(noise):
+        return {"latents": noise.mT.reshape(4, 4, 4, 4) if name == "flux2" else noise}
+
+    distance = measured(pipe, schedule, found.report, arguments, 4, start=start)
     assert distance == pytest.approx(schedule.made_by["distance"], rel=1e-2)
     assert distance > 0
+
+
+FEW = QUICK | {"batch_size": 4, "held_out": 4, "trajectories": 4}
+
+
+def test_doubled_latents(monkeypatch):
+    """A pipeline that keeps each of its latents twice, scaled, and begins with noise of unit variance."""
+    pipe, _, _ = stock("dit")
+    prompts = [{"class_labels": label} for label in (3, 7, 11)]
+    with unchanged(pipe):
+        found = distill(pipe, prompts, nfe=3, guidance_scale=4.0, progress=False, **FEW)
+    schedule = found.schedules[3]
+    assert schedule.made_for["latent_shape"] == [4, 8, 8] and schedule.made_by["distance"] > 0
+
+    def start(noise):
+        monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda shape, **_: noise)
+        return {}
+
+    labels = [prompts[(HELD_OUT * 4 + row) % 3]["class_labels"] for row in range(4)]
+    distance = measured(
+        pipe, schedule, found.report, {"class_labels": labels, "guidance_scale": 4.0}, 4, start=start
+    )
+    assert distance == pytest.approx(schedule.made_by["distance"], rel=1e-2)
+
+
+def image_prompts(one):
+    """Three prompts whose images differ, if they have any."""
+    return [
+        {key: value if "mask" in key else value * factor for key, value in one.items()}
+        for factor in (1, 0.5, 0.7)
+    ]
+
+
+def test_an_image_that_the_network_sees():
+    pipe, one, _ = stock("inpainting")
+    prompts = image_prompts(one)
+    with unchanged(pipe):
+        found = distill(pipe, prompts, nfe=3, guidance_scale=4.0, progress=False, **FEW)
+    schedule, rows = found.schedules[3], [prompts[(HELD_OUT * 4 + row) % 3] for row in range(4)]
+    arguments = {key: torch.stack([row[key] for row in rows]) for key in one}
+    arguments |= {"guidance_scale": 4.0, "output_type": "latent", "strength": 1.0}
+
+    def start(noise):
+        return {"latents": noise, "generator": torch.Generator().manual_seed(HELD_OUT)}
+
+    distance = measured(pipe, schedule, found.report, arguments, 4, start=start)
+    assert distance == pytest.approx(schedule.made_by["distance"], rel=1e-2) and distance > 0
+
+
+def test_image_to_image_is_fitted_from_noise():
+    pipe, one, _ = stock("image_to_image")
+    text, _, _ = stock("stable_diffusion")
+    text.unet.load_state_dict(pipe.unet.state_dict())
+    prompts, options = image_prompts(one), {"nfe": 2, "guidance_scale": 4.0, "progress": False, **FEW}
+    with unchanged(pipe):
+        found = distill(pipe, prompts, **options)
+    texts = [{key: value for key, value in prompt.items() if key != "image"} for prompt in prompts]
+    expected = distill(text, texts, **options)
+    assert found.schedules[2].to_dict()["nodes"] == expected.schedules[2].to_dict()["nodes"]
+
+
+def test_inpainting_that_puts_the_known_part_back_is_refused_at_once():
+    pipe, one, _ = stock("inpainting_by_blending")
+    network = Counted(pipe)
+    with unchanged(pipe), pytest.raises(lmsd.Error, match="puts the known part .* distill the text-to-image"):
+        distill(pipe, [one], nfe=3, progress=False, **FEW)
+    assert network.calls <= 3
 
 
 def test_the_modules_agree():

@@ -7,6 +7,7 @@
 Needs torch and diffusers.
 """
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,16 @@ from ._pipeline.network import Network, settings, shift_of
 __all__ = ["LmsdScheduler", "LmsdSchedulerOutput", "distill"]
 
 
+NOT_OURS = "a schedule has its own timesteps and sigmas: leave them out and pass num_inference_steps only"
+
+
+class _Schedules(list):
+    """The schedules in a config, which diffusers shows in warnings: one line is enough."""
+
+    def __repr__(self):
+        return f"<schedules of {', '.join(str(schedule['nfe']) for schedule in self)} steps>"
+
+
 @dataclass
 class LmsdSchedulerOutput(BaseOutput):
     """`prev_sample`: the next state; `pred_original_sample`: the prediction of x0 at this one."""
@@ -50,8 +61,9 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
 
     `schedules`: dicts of the schedule file, all of one process and sigma_start, each of its own NFE.
     `prediction_type`: epsilon, v_prediction, sample, or flow_prediction. `integer_timesteps`: rounds the
-    timesteps, for networks that take nothing else. The others say what the network was trained with, as in
-    EulerDiscreteScheduler and FlowMatchEulerDiscreteScheduler.
+    timesteps, for networks that take nothing else. `clip_sample`, `thresholding` and what they need: as in
+    DDIMScheduler, for predictions of x0. The others say what the network was trained with, as in
+    EulerDiscreteScheduler, CogVideoXDDIMScheduler and FlowMatchEulerDiscreteScheduler.
 
     Raises ScheduleError where a schedule is damaged, or was made for another process, range of noise levels
     or shift.
@@ -78,12 +90,19 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
         integer_timesteps: bool = False,
+        snr_shift_scale: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
     ):
         self._network = Network(self.config)
         if self._network.betas is not None:
             self.betas, self.alphas_cumprod = self._network.betas, self._network.alphas_cumprod
             self.alphas = 1 - self.betas
         self._family = self._checked(schedules)
+        self.register_to_config(schedules=_Schedules(schedules))
         self._warned = set()
         self.set_timesteps(max(self._family))
 
@@ -175,21 +194,22 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Takes the schedule of `num_inference_steps` and readies a new run.
 
-        Where there is none the one next to it is taken, and a warning says so once. `sigmas`, which flow
-        pipelines pass, counts by its length only; so does `mu`, which is compared with the shift that the
-        schedule was made for. `timesteps` cannot be had: the schedule has its own.
+        `sigmas` are what flow pipelines pass by themselves, evenly spaced, and count by their length only; or
+        the schedule's own. Where `timesteps` come with them, which are then the same, the network is told the
+        time before the shift. `mu` is compared with the shift that
+        the schedule was made for. Raises ValueError where there is no schedule of so many steps, and for
+        noise levels that somebody chose: the schedule has its own.
         """
-        if timesteps is not None or (sigmas is not None and self._network.process == "ve"):
-            raise ValueError("a schedule has its own timesteps and sigmas: pass num_inference_steps only")
         steps = num_inference_steps if sigmas is None else len(sigmas)
         if steps is None:
-            raise ValueError("set_timesteps needs num_inference_steps")
-        if steps < 1:
-            raise ValueError(f"num_inference_steps is {steps}; 1 or more are needed")
-        nfe = min(self._family, key=lambda nfe: (abs(nfe - steps), -nfe))
-        if nfe != steps:
+            raise ValueError(NOT_OURS if timesteps is not None else "set_timesteps needs num_inference_steps")
+        if steps not in self._family:
             known = ", ".join(map(str, sorted(self._family)))
-            self._warn(f"there is no schedule of {steps} steps: sampling with {nfe}; there are {known}")
+            raise ValueError(f"there is no schedule of {steps} steps: num_inference_steps can be {known}")
+        nfe = int(steps)
+        if timesteps is not None and sigmas is None or sigmas is not None and not self._expected(sigmas, nfe):
+            raise ValueError(NOT_OURS)
+        self._network.hear(timesteps, sigmas, mu, self.config)
         self._schedule = schedule = self._family[nfe]
         made_for = schedule.made_for.get("shift")
         if mu is not None and made_for and self.config.use_dynamic_shifting:
@@ -203,7 +223,20 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         # noise level of the pipeline's latents before each step, and of the result
         self.sigmas = torch.tensor([schedule.sigma_start, *schedule.sigmas[1:].tolist()])
         self._step_index, self._begin_index = None, None
-        self._run, self._sampler, self._scaled = None, None, False
+        self._run, self._sampler, self._scaled = None, None, None
+
+    def _expected(self, sigmas: Sequence[float], nfe: int) -> bool:
+        """Whether these are a flow pipeline's own noise levels, evenly spaced, or those of the schedule."""
+        given = np.array([float(sigma) for sigma in sigmas])
+        own = self._family[nfe].sigmas
+        if any(
+            len(given) == len(known) and np.allclose(given, known, 1e-3, 1e-6) for known in (own, own[:-1])
+        ):
+            return True
+        rounding = 1.01 / self.config.num_train_timesteps  # CogView4's are whole timesteps
+        even = [np.linspace(given[0], end, nfe) for end in (1 / nfe, rounding)]
+        near = min(np.abs(given - levels).max() for levels in even) <= rounding
+        return self._network.process == "flow" and given[0] > 0.99 and near
 
     def _warn(self, text):
         if text not in self._warned:
@@ -233,7 +266,8 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         self._run, self._step_index = run, index
         # what the library makes of an x_T of 1: the factor from the pipeline's latents to its first state
         self._start = float(Sampler(run, np.ones(1)).next()[0][0])
-        self._sampler, self._scaled = None, False
+        self._lift = 1.0
+        self._sampler, self._scaled = None, None
 
     def _here(self, timestep) -> tuple[float, float]:
         """(factor from the pipeline's latents to the state, noise level that the network is called at)."""
@@ -248,11 +282,23 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
         """The network's input: the state, for ve divided by sqrt(1 + sigma^2) of the noise level of the call.
 
-        At the first step the state is sigma[0] / sigma_start times `sample`.
+        At the first step the state is sigma[0] / sigma_start times `sample`, and `init_noise_sigma` times
+        that where the pipeline begins with noise of unit variance.
         """
         factor, sigma = self._here(timestep)
-        self._scaled = True
-        return sample * (factor * self._network.input_scale(sigma))
+        self._lift = self._unit_noise(sample) if self._step_index == 0 else 1.0
+        scaled = sample * (factor * self._lift * self._network.input_scale(sigma))
+        self._scaled = (scaled, sample)
+        return scaled
+
+    def _unit_noise(self, sample: torch.Tensor) -> float:
+        """What x_T is yet to be multiplied by: 1, or `init_noise_sigma` where the pipeline did not do it.
+
+        DiTPipeline does not. Where it was done, x_T has about that size, from noise or from an image; else 1.
+        """
+        start = self.init_noise_sigma
+        size = float(sample.float().square().mean().sqrt()) if start > 4 else start
+        return start if size < math.sqrt(start) else 1.0
 
     def step(
         self,
@@ -265,19 +311,19 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
     ) -> LmsdSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """The state after this step, in the dtype and layout of `sample`; sums are in float32 or better.
 
-        `sample` is the pipeline's own state at this step, which it may have changed since the last one.
-        `timestep` is looked at before the first step only. `generator` and what other schedulers take besides
-        changes nothing; no gradients are recorded. Raises ValueError after the last step, where the pipeline
-        should have called `scale_model_input` but did not, and for a noise level for each token; lmsd.Error
-        where the network's output is not finite.
+        `sample` is the pipeline's own state at this step, which it may have changed since the last one, or
+        what `scale_model_input` made of it. `timestep` is looked at before the first step only. `generator`
+        and what other schedulers take besides change nothing; no gradients are recorded. Raises ValueError
+        after the last step, where the pipeline should have called `scale_model_input` but did not, and for a
+        noise level for each token; lmsd.Error where the network's output is not finite.
         """
         if ignored.get("per_token_timesteps") is not None:
             raise ValueError("a schedule has one noise level for all of a sample, not one for each token")
         factor, sigma = self._here(timestep)
-        self._check_scaled(factor)
+        sample = self._unscaled(sample, factor)
         wide = sample.to(torch.promote_types(sample.dtype, torch.float32))
         if self._sampler is None:
-            self._sampler = Sampler(self._run, wide)
+            self._sampler = Sampler(self._run, wide * self._lift)
             x = self._sampler.next()[0]
         else:
             x = wide
@@ -290,14 +336,21 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
             self._sampler = None
         return LmsdSchedulerOutput(x, denoised) if return_dict else (x, denoised)
 
-    def _check_scaled(self, factor: float) -> None:
-        """Raises ValueError where `scale_model_input` was needed since the last step, and was not called."""
-        if not self._scaled and (factor != 1 or self._network.process == "ve"):
+    def _unscaled(self, sample: torch.Tensor, factor: float) -> torch.Tensor:
+        """The state; some pipelines keep what `scale_model_input` returned in its place.
+
+        Raises ValueError where `scale_model_input` was needed since the last step, and was not called.
+        """
+        if self._scaled is None:
+            if factor == 1 and self._network.process == "flow":
+                return sample
             reason = "this network takes scaled latents"
             if self._network.process == "flow":
                 reason = f"the schedule scales x_T by {factor:.6g} first; distill with fit_start=False"
             raise ValueError(f"the pipeline did not call scheduler.scale_model_input(): {reason}")
-        self._scaled = False
+        scaled, given = self._scaled
+        self._scaled = None
+        return given if sample is scaled else sample
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -312,10 +365,7 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
             steps = [self._begin_index] * len(timesteps)
         else:
             steps = [self._step_index] * len(timesteps)
-        sigma = self.sigmas[steps].to(original_samples)
-        sigma = sigma.reshape(-1, *[1] * (original_samples.ndim - 1))
-        signal = 1 - sigma if self._network.process == "flow" else 1.0
-        return signal * original_samples + sigma * noise
+        return self._network.noisy(original_samples, noise, self.sigmas[steps].to(original_samples))
 
     def scale_noise(
         self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor | None = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..guidance import scales
+from .timesteps import PassOver
 
 DRIVEN = ("latents", "num_inference_steps", "sigmas", "timesteps")  # what a distillation decides by itself
 
@@ -37,9 +38,7 @@ class PipelineCalls:
         if self.prompts is not None and len(self.prompts) == 0:
             raise ValueError("there are no prompts; for an unconditional pipeline prompts is None")
         self.parameters = inspect.signature(pipeline.__call__).parameters
-        refused = [name for name in DRIVEN if name in options and name in self.parameters]
-        if refused:
-            raise ValueError(f"a distillation has its own {', '.join(refused)}: leave them out")
+        self._refuse(options)
         self.fixed = {name: value for name, value in options.items() if name in self.parameters}
         self.other_options = {name: value for name, value in options.items() if name not in self.parameters}
         self.given = guidance_scale is not None
@@ -49,6 +48,17 @@ class PipelineCalls:
         self.guidance = [] if guidance_scale is None else scales(guidance_scale)
         if "output_type" in self.parameters:
             self.fixed.setdefault("output_type", "latent")
+        if "strength" in self.parameters:
+            self.fixed["strength"] = 1.0
+
+    def _refuse(self, options: Mapping) -> None:
+        """Raises ValueError for arguments of the pipeline, given or its defaults, that cannot be honoured."""
+        taken = [name for name in options if name in self.parameters]
+        driven = [name for name in DRIVEN if name in taken]
+        if driven:
+            raise ValueError(f"a distillation has its own {', '.join(driven)}: leave them out")
+        if "strength" in taken:
+            raise ValueError("a distillation begins at noise: give strength where you sample")
 
     @property
     def takes_latents(self) -> bool:
@@ -65,4 +75,8 @@ class PipelineCalls:
             arguments["generator"] = torch.Generator("cpu").manual_seed(batch)
         if latents is not None:
             arguments["latents"] = latents
-        self.pipeline(**arguments)
+        try:
+            self.pipeline(**arguments)
+        except PassOver:  # which left out what pipelines do at the end
+            if hasattr(self.pipeline, "maybe_free_model_hooks"):
+                self.pipeline.maybe_free_model_hooks()

@@ -60,12 +60,14 @@ def distill(
 
     The pipeline must run the standard loop: for t in timesteps: [scale_model_input,] network, step. What the
     network returns may depend on nothing but state, noise level and prompt: no step-dependent guidance, no
-    caches across steps. Its scheduler is put back at the end, whatever happens. Ctrl-C keeps the best so far;
-    before the first result, and the second time, it is a KeyboardInterrupt.
+    caches across steps. Trajectories begin at noise, whatever `strength` the pipeline knows. Predictions of
+    x0 are clipped where its scheduler does so. Its scheduler is put back at the end, whatever happens. Ctrl-C
+    keeps the best so far; before the first result, and the second time, it is a KeyboardInterrupt.
 
-    Raises ValueError where `prompts`, `batch_size` or arguments that the distillation decides by itself
-    (latents, num_inference_steps, sigmas, timesteps) are not what they must be; Error where the pipeline's
-    loop is not the standard one.
+    Raises ValueError where `prompts` or `batch_size` are not what they must be, and for arguments that the
+    distillation decides by itself (latents, num_inference_steps, sigmas, timesteps, strength) or that make
+    the network depend on the step (callbacks, control_guidance_end below 1, ...); Error where the pipeline's
+    loop is not the standard one, or its network caches.
     """
     size = batch_size
     if size is None:
@@ -73,12 +75,20 @@ def distill(
     if size < 1:
         raise ValueError(f"batch_size is {batch_size}; 1 or more latents a pass are needed")
     calls = PipelineCalls(pipeline, prompts, size, guidance_scale, options)
+    refuse_caches(pipeline)
     network = Network({**settings(pipeline.scheduler), "integer_timesteps": integer_timesteps})
     driver = Driver(pipeline.scheduler, network, calls.takes_latents)
     with torch.no_grad(), standing_in(pipeline, driver):
         first_pass(driver, calls)
         config = {"nfe": nfe, **described(driver, calls, seed), **calls.other_options}
         return drive(driver, calls, seed, config, progress)
+
+
+def refuse_caches(pipeline) -> None:
+    """Raises Error where a network of the pipeline keeps results from one step to the next."""
+    for name in ("unet", "transformer", "transformer_2"):
+        if getattr(getattr(pipeline, name, None), "is_cache_enabled", False):
+            raise Error(f"{name} has a cache across steps: call pipe.{name}.disable_cache() to distill")
 
 
 def first_pass(driver: Driver, calls: PipelineCalls) -> None:
@@ -93,6 +103,8 @@ def first_pass(driver: Driver, calls: PipelineCalls) -> None:
         logger.warning(f"no memory left; going on with batches of {size} latents")
 
     halve_until_it_fits(attempt, calls.size, before_retry)
+    if len(driver.latents) == 2 * calls.size and torch.equal(*driver.latents.chunk(2)):
+        driver.latents, driver.copies = driver.latents[: calls.size], 2  # once for each half of guidance
     if len(driver.latents) != calls.size:
         raise ValueError(
             f"the pipeline has {len(driver.latents)} latents a pass where batch_size is {calls.size}"

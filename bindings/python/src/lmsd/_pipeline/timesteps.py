@@ -1,0 +1,51 @@
+"""The timesteps of a scheduler that says from call to call what the next one is."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+PASS_LENGTH = 1000  # steps of one pass through a pipeline, at most; another pass then goes on
+
+
+class PassOver(BaseException):
+    """Ends a pass of a pipeline that counts its steps itself, instead of going through the timesteps."""
+
+
+class Timesteps(torch.Tensor):
+    """PASS_LENGTH timesteps, as far as the pipeline can tell, all of them the one that is next.
+
+    Going through them ends where `steps` ends, and so does indexing, with PassOver. Slices, and copies on
+    another device, are of the same kind.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def of(
+        cls, steps: Callable[[], Iterator], over: Callable[[], bool], next_one: torch.Tensor
+    ) -> "Timesteps":
+        """`steps`: goes through the timesteps to come; `over`: whether there is none."""
+        return cls._like(next_one.repeat(PASS_LENGTH), steps, over)
+
+    @classmethod
+    def _like(cls, tensor, steps, over):
+        found = tensor.as_subclass(cls)
+        found.steps, found.over = steps, over
+        return found
+
+    def __iter__(self):
+        return self.steps()
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        if found.ndim:
+            return self._like(found, self.steps, self.over)
+        if self.over():
+            raise PassOver
+        return found.clone()
+
+    def to(self, *args, **options):
+        return self._like(super().to(*args, **options), self.steps, self.over)
+
+    def __deepcopy__(self, memo):
+        return self
