@@ -12,7 +12,8 @@ import lmsd.diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers_models import LABELS, QUICK, SIZE, STOCK, digits_pipeline, quiet, stock
+from diffusers import DDIMScheduler
+from diffusers_models import LABELS, QUICK, SIZE, STOCK, betas, digits_pipeline, quiet, stock
 from lmsd.diffusers import LmsdScheduler, distill
 
 HELD_OUT = 1 << 20  # first batch of the held-out trajectories
@@ -288,17 +289,75 @@ def test_an_exception_of_progress_comes_out_as_itself(error, number):
         ({"nfe": 99}, lmsd.Error, "nfe is 99"),
         ({"fit_everything": True}, (lmsd.Error, TypeError), "fit_everything"),
         ({"teacher": "nobody"}, lmsd.Error, "nobody"),
-        ({"guidance_scale": "a lot"}, TypeError, "str"),
+        ({"guidance_scale": "a lot"}, ValueError, "could not convert string"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"batch_size": -1}, ValueError, "batch_size is -1"),
         ({"latents": torch.zeros(8, 1, 8, 8)}, ValueError, "its own latents"),
         ({"num_inference_steps": 8}, ValueError, "its own num_inference_steps"),
+        ({"strength": 0.5}, ValueError, "begins at noise"),
     ],
 )
 def test_what_lmsd_and_the_pipeline_refuse(options, kind, text):
     pipe = quiet(digits_pipeline())
     with unchanged(pipe), pytest.raises(kind, match=text):
         distill(pipe, LABELS, progress=False, **{**QUICK, **options})
+
+
+class Stepwise(type(digits_pipeline())):
+    """A pipeline with arguments that depend on the step."""
+
+    def __call__(
+        self,
+        class_labels=None,
+        control_guidance_start=0.0,
+        control_guidance_end=1.0,
+        callback_on_step_end=None,
+        timesteps=None,
+        **options,
+    ):
+        return super().__call__(class_labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"control_guidance_end": 0.5}, "control_guidance_end is 0.5: .* must not depend on the step"),
+        ({"control_guidance_end": [1.0, 0.5]}, r"control_guidance_end is \[1.0, 0.5\]"),
+        ({"control_guidance_start": 0.1}, "distill with control_guidance_start=0.0"),
+        ({"callback_on_step_end": print}, "callback_on_step_end is <built-in"),
+        ({"timesteps": [999, 500]}, "its own timesteps"),
+    ],
+)
+def test_arguments_that_depend_on_the_step_are_refused(options, text):
+    pipe, network = counted()
+    pipe.__class__ = Stepwise
+    with unchanged(pipe), pytest.raises(ValueError, match=text):
+        distill(pipe, LABELS, nfe=2, progress=False, **QUICK, **options)
+    assert network.calls == 0
+    neutral = {"control_guidance_start": [0.0, 0.0], "callback_on_step_end": None}
+    assert distill(pipe, LABELS, nfe=2, progress=False, **QUICK, **neutral).schedules
+
+
+def test_a_cache_across_steps_is_refused():
+    pipe, network = counted()
+    pipe.unet.is_cache_enabled = True
+    with unchanged(pipe), pytest.raises(lmsd.Error, match=r"call pipe.unet.disable_cache\(\) to distill"):
+        distill(pipe, LABELS, nfe=2, progress=False, **QUICK)
+    assert network.calls == 0
+
+
+def test_predictions_are_clipped_where_the_scheduler_does_so():
+    made = {}
+    for clipped in (True, False):
+        pipe = quiet(digits_pipeline())
+        pipe.scheduler = DDIMScheduler(trained_betas=betas(), clip_sample=clipped, clip_sample_range=0.5)
+        with unchanged(pipe):
+            found = distill(pipe, LABELS, nfe=3, guidance_scale=3.0, progress=False, **QUICK)
+        schedule = made[clipped] = found.schedules[3]
+        arguments = {"class_labels": held_out_labels(8), "guidance_scale": 3.0}
+        distance = measured(pipe, schedule, found.report, arguments, 8)
+        assert distance == pytest.approx(schedule.made_by["distance"], rel=2e-3)
+    assert made[True].made_by["distance"] < 0.9 * made[False].made_by["distance"]
 
 
 def test_prompts_are_texts_or_dicts_of_arguments():

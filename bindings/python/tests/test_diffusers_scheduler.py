@@ -181,7 +181,7 @@ def test_a_family_and_the_number_of_steps(pipe, use):
         scheduler.set_timesteps(schedule.nfe)
         assert scheduler.num_inference_steps == len(scheduler.timesteps) == schedule.nfe
         assert scheduler.schedule == schedule
-    for steps in (1, 4, 20, 50, 0, -3):
+    for steps in (1, 4, 20, 50):
         with pytest.raises(ValueError, match=f"no schedule of {steps} steps: .* can be 3, 5, 8"):
             scheduler.set_timesteps(steps)
     image = torch.zeros(10, 1, 8, 8)
@@ -392,7 +392,7 @@ def test_steps_out_of_order_say_so(use):
     scheduler.scale_model_input(x, scheduler.timesteps[0])
     with pytest.raises(ValueError, match="one noise level for all"):
         scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=torch.zeros(2, 4))
-    for options in ({"timesteps": [1, 2]}, {"sigmas": [1.0, 0.0]}):
+    for options in ({"timesteps": [1, 2]}, {"sigmas": [1.0, 0.5, 0.0]}):
         with pytest.raises(ValueError, match="num_inference_steps only"):
             scheduler.set_timesteps(**options)
     with pytest.raises(ValueError, match="needs num_inference_steps"):
@@ -422,6 +422,136 @@ def test_shift_of_dynamic_pipelines_is_compared(caplog):
         assert "made for shift 3; here it is 1.649" in caplog.text
     finally:
         logging.getLogger("diffusers").removeHandler(caplog.handler)
+
+
+def ddim_table(theirs):
+    """DDIM as Euler's method on x0 + sigma n, at the timesteps that a scheduler was set to."""
+    alphas = theirs.alphas_cumprod[theirs.timesteps].double()
+    grid = [*((1 - alphas) / alphas).sqrt().tolist(), 0.0]
+    return table(nfe=len(grid) - 1, grid=grid, process="ve", sigma_end=0.0)
+
+
+CLIPPED = {"use_clipped_model_output": True}  # else DDIM goes on with the noise that was not clipped
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "options"),
+    [
+        (DDIMScheduler, {"clip_sample_range": 0.7, "clip_sample": True}, CLIPPED),
+        (DDIMScheduler, {"thresholding": True, "sample_max_value": 3.0, "clip_sample": False}, CLIPPED),
+        (DPMSolverMultistepScheduler, {"thresholding": True, "solver_order": 1, "sample_max_value": 2.0}, {}),
+    ],
+)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_predictions_are_clipped_as_the_config_says(kind, config, options, prediction):
+    theirs = kind(**config, prediction_type=prediction)
+    theirs.set_timesteps(4)
+    noise, outputs = torch.randn(2, 4, 3, 3, generator=seeded()), torch.randn(4, 2, 4, 3, 3) * 2
+
+    def run(scheduler, **options):
+        x = noise * scheduler.init_noise_sigma
+        for t, output in zip(scheduler.timesteps, outputs, strict=True):
+            scheduler.scale_model_input(x, t)
+            x = scheduler.step(output, t, x, **options).prev_sample
+        return x
+
+    expected = run(theirs, **options)
+    ours = LmsdScheduler.from_schedule(ddim_table(theirs), like=theirs)
+    torch.testing.assert_close(run(ours), expected, rtol=0, atol=2e-4)
+    assert expected.abs().max() < 3.1
+    free = LmsdScheduler.from_schedule(ddim_table(theirs), like=theirs, clip_sample=False, thresholding=False)
+    assert (run(free) - expected).abs().max() > 0.1
+
+
+def test_a_scheduler_that_does_not_clip_is_not_taken_for_one_that_does():
+    theirs = EulerDiscreteScheduler.from_config(DDIMScheduler(clip_sample=True).config)
+    assert not LmsdScheduler.from_schedule(table(nfe=2, sigma_max=100.0), like=theirs).config.clip_sample
+
+
+def test_noise_levels_of_a_user_are_refused():
+    """What flow pipelines pass by themselves counts by its length; a wish of somebody's is not dropped."""
+    flow = table(nfe=4, process="flow")
+    scheduler = LmsdScheduler.from_schedule(flow)
+    even = np.linspace(1, 1 / 4, 4)
+    for sigmas in (even, even.tolist(), torch.tensor(even), np.linspace(1, 0.001, 4), flow.sigmas[:-1]):
+        scheduler.set_timesteps(sigmas=sigmas)
+        assert scheduler.num_inference_steps == 4
+    scheduler.set_timesteps(timesteps=1000 * even, sigmas=even)
+    for wish in (
+        [1.0, 0.9, 0.5, 0.1],
+        np.linspace(0.8, 0.2, 4),
+        np.linspace(1, 0.4, 4),
+        [1.0, 0.75, 0.5, 0.3],
+    ):
+        with pytest.raises(ValueError, match="its own timesteps and sigmas"):
+            scheduler.set_timesteps(sigmas=wish)
+    with pytest.raises(ValueError, match="its own timesteps and sigmas"):
+        scheduler.set_timesteps(4, timesteps=[999, 700, 300, 100])
+    with pytest.raises(ValueError, match="not those of sigmas"):
+        scheduler.set_timesteps(timesteps=[999, 700, 300, 100], sigmas=even)
+    ve = LmsdScheduler.from_schedule(BENT, trained_betas=betas())
+    with pytest.raises(ValueError, match="its own timesteps and sigmas"):
+        ve.set_timesteps(sigmas=[10.0, 1.0, 0.1])
+    ve.set_timesteps(sigmas=BENT.sigmas[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "wish"),
+    [
+        ("flux", {"sigmas": [1.0, 0.9, 0.5, 0.1]}),
+        ("cogview4", {"timesteps": [999, 700, 300, 100]}),
+        ("stable_diffusion", {"timesteps": [999, 700, 300, 100]}),
+    ],
+)
+def test_noise_levels_of_a_user_are_refused_in_stock_pipelines(name, wish):
+    pipe, _, two = stock(name)
+    like = pipe.scheduler
+    process = "ve" if name == "stable_diffusion" else "flow"
+    schedule = table(nfe=4, process=process, sigma_max=10.0 if process == "ve" else 1.0)
+    pipe.scheduler = LmsdScheduler.from_schedule(schedule, like=like)
+    size = SIZE.get(name, 8)
+    with pytest.raises(ValueError, match="its own timesteps and sigmas"):
+        pipe(**two, **wish, height=size, width=size, output_type="latent")
+
+
+def test_a_callback_that_changes_the_guidance_is_heard():
+    pipe, _, two = stock("stable_diffusion")
+    theirs = pipe.scheduler
+
+    def changed(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 2.0 + step
+        return tensors
+
+    options = {"output_type": "latent", "num_inference_steps": 4, **two}
+    expected = pipe(**options, generator=seeded(), callback_on_step_end=changed).images
+    pipe.scheduler = LmsdScheduler.from_schedule(euler_of(theirs), like=theirs)
+    found = pipe(**options, generator=seeded(), callback_on_step_end=changed).images
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert not torch.allclose(found, pipe(**options, generator=seeded()).images, atol=1e-2)
+
+
+def test_another_scheduler_warns_of_the_schedules_in_one_line(caplog):
+    ours = LmsdScheduler.from_schedule([BENT, table(nfe=5, **RANGE)], trained_betas=betas())
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        EulerDiscreteScheduler.from_config(ours.config)
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert "<schedules of 3, 5 steps>" in caplog.text and len(caplog.text) < 600
+    assert caplog.text.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_noise_levels_shifted_by_their_snr(kind, rescaled):
+    import diffusers
+
+    theirs = getattr(diffusers, kind)(
+        snr_shift_scale=3.0, rescale_betas_zero_snr=rescaled, prediction_type="v_prediction"
+    )
+    ours = LmsdScheduler.from_schedule(table(nfe=3, sigma_max=20.0), like=theirs)
+    alphas = theirs.alphas_cumprod.float()
+    torch.testing.assert_close(ours.alphas_cumprod, alphas, rtol=1e-4, atol=1e-6)
 
 
 def changed(schedule, **fields):
@@ -465,9 +595,12 @@ def test_a_config_of_a_stranger_is_checked(config, text, tmp_path):
 
 
 def test_networks_of_other_coordinates_are_refused():
-    from diffusers import EDMEulerScheduler
+    from diffusers import DDPMWuerstchenScheduler, EDMEulerScheduler, IPNDMScheduler
 
-    for like in (EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler(invert_sigmas=True)):
+    strange = EulerDiscreteScheduler()
+    strange.alphas_cumprod = strange.alphas_cumprod**2
+    flow = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    for like in (EDMEulerScheduler(), flow, DDPMWuerstchenScheduler(), IPNDMScheduler(), strange):
         with pytest.raises(lmsd.Error, match="not supported"):
             LmsdScheduler.from_schedule(BENT, like=like)
 
@@ -539,10 +672,7 @@ def test_doubled_latents():
     theirs = pipe.scheduler
     options = {"class_labels": [3, 7], "num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "pt"}
     expected = pipe(**options, generator=seeded()).images
-    alphas = theirs.alphas_cumprod[theirs.timesteps].double()
-    grid = [*((1 - alphas) / alphas).sqrt().tolist(), 0.0]
-    euler = table(nfe=4, grid=grid, process="ve", sigma_end=0.0)
-    pipe.scheduler = LmsdScheduler.from_schedule(euler, like=theirs)
+    pipe.scheduler = LmsdScheduler.from_schedule(ddim_table(theirs), like=theirs)
     torch.testing.assert_close(pipe(**options, generator=seeded()).images, expected, rtol=0, atol=1e-4)
 
 

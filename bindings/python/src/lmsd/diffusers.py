@@ -196,21 +196,17 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
 
         `sigmas` are what flow pipelines pass by themselves, evenly spaced, and count by their length only; or
         the schedule's own. Where `timesteps` come with them, which are then the same, the network is told the
-        time before the shift. `mu` is compared with the shift that
-        the schedule was made for. Raises ValueError where there is no schedule of so many steps, and for
-        noise levels that somebody chose: the schedule has its own.
+        time before the shift. `mu` is compared with the shift that the schedule was made for. Raises
+        ValueError where there is no schedule of so many steps, and for noise levels that somebody chose: the
+        schedule has its own.
         """
-        steps = num_inference_steps if sigmas is None else len(sigmas)
-        if steps is None:
-            raise ValueError(NOT_OURS if timesteps is not None else "set_timesteps needs num_inference_steps")
-        if steps not in self._family:
-            known = ", ".join(map(str, sorted(self._family)))
-            raise ValueError(f"there is no schedule of {steps} steps: num_inference_steps can be {known}")
-        nfe = int(steps)
-        if timesteps is not None and sigmas is None or sigmas is not None and not self._expected(sigmas, nfe):
+        if sigmas is None and timesteps is not None:
+            raise ValueError(NOT_OURS)
+        nfe = self._nfe(num_inference_steps if sigmas is None else len(sigmas))
+        self._schedule = schedule = self._family[nfe]
+        if sigmas is not None and not self._expected(sigmas):
             raise ValueError(NOT_OURS)
         self._network.hear(timesteps, sigmas, mu, self.config)
-        self._schedule = schedule = self._family[nfe]
         made_for = schedule.made_for.get("shift")
         if mu is not None and made_for and self.config.use_dynamic_shifting:
             shift = shift_of(mu, self.config)
@@ -225,16 +221,24 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         self._step_index, self._begin_index = None, None
         self._run, self._sampler, self._scaled = None, None, None
 
-    def _expected(self, sigmas: Sequence[float], nfe: int) -> bool:
+    def _nfe(self, steps: int | None) -> int:
+        """The number of steps asked for. Raises ValueError where there is no schedule of so many."""
+        if steps is None:
+            raise ValueError("set_timesteps needs num_inference_steps")
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}; 1 or more are needed")
+        if steps not in self._family:
+            known = ", ".join(map(str, sorted(self._family)))
+            raise ValueError(f"there is no schedule of {steps} steps: num_inference_steps can be {known}")
+        return int(steps)
+
+    def _expected(self, sigmas: Sequence[float]) -> bool:
         """Whether these are a flow pipeline's own noise levels, evenly spaced, or those of the schedule."""
         given = np.array([float(sigma) for sigma in sigmas])
-        own = self._family[nfe].sigmas
-        if any(
-            len(given) == len(known) and np.allclose(given, known, 1e-3, 1e-6) for known in (own, own[:-1])
-        ):
+        if np.allclose(given, self._schedule.sigmas[:-1], 1e-3, 1e-6):
             return True
         rounding = 1.01 / self.config.num_train_timesteps  # CogView4's are whole timesteps
-        even = [np.linspace(given[0], end, nfe) for end in (1 / nfe, rounding)]
+        even = [np.linspace(given[0], end, len(given)) for end in (1 / len(given), rounding)]
         near = min(np.abs(given - levels).max() for levels in even) <= rounding
         return self._network.process == "flow" and given[0] > 0.99 and near
 

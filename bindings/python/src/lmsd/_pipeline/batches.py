@@ -9,6 +9,24 @@ from ..guidance import scales
 from .timesteps import PassOver
 
 DRIVEN = ("latents", "num_inference_steps", "sigmas", "timesteps")  # what a distillation decides by itself
+# Arguments that make the network's output depend on the step, and the values at which they do not. A
+# distillation goes back and forth between noise levels, so it has no steps that a pipeline could count.
+STEPWISE = {
+    "adapter_conditioning_factor": 1.0,
+    "callback": None,
+    "callback_on_step_end": None,
+    "cfg_interval_end": 1.0,
+    "cfg_interval_start": 0.0,
+    "cfg_trunc_ratio": 1.0,
+    "control_guidance_end": 1.0,
+    "control_guidance_start": 0.0,
+    "denoising_end": None,
+    "denoising_start": None,
+    "gligen_scheduled_sampling_beta": 1.0,
+    "guidance_schedule": None,
+    "skip_guidance_layers": None,
+    "use_dynamic_cfg": False,
+}
 
 
 def conditions(prompts: Sequence | None, batch: int, size: int) -> dict:
@@ -59,6 +77,15 @@ class PipelineCalls:
             raise ValueError(f"a distillation has its own {', '.join(driven)}: leave them out")
         if "strength" in taken:
             raise ValueError("a distillation begins at noise: give strength where you sample")
+        for name, neutral in STEPWISE.items():
+            if name in self.parameters:
+                value = options.get(name, self.parameters[name].default)
+                values = value if isinstance(value, list | tuple) else [value]
+                if any(one is not None and one != neutral for one in values):
+                    raise ValueError(
+                        f"{name} is {_short(value)}: what the network returns must not depend on the step;"
+                        f" distill with {name}={neutral}, and sample with it if you like"
+                    )
 
     @property
     def takes_latents(self) -> bool:
@@ -80,3 +107,8 @@ class PipelineCalls:
         except PassOver:  # which left out what pipelines do at the end
             if hasattr(self.pipeline, "maybe_free_model_hooks"):
                 self.pipeline.maybe_free_model_hooks()
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:50]}..."
