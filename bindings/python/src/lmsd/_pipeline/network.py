@@ -108,7 +108,7 @@ class Network:
         elif self.log_time:
             return 0.25 * math.log(sigma)
         else:
-            time = float(np.interp(math.log(sigma), self.log_sigmas, np.arange(self.steps)))
+            time = float(np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas))))
         return round(time) if self.integer else time
 
     def sigma(self, timestep: float) -> float:
@@ -117,7 +117,7 @@ class Network:
             return shifted(timestep / self.steps, self.time_shift)
         if self.log_time:
             return math.exp(4 * timestep)
-        return math.exp(np.interp(timestep, np.arange(self.steps), self.log_sigmas))
+        return math.exp(np.interp(timestep, np.arange(len(self.log_sigmas)), self.log_sigmas))
 
     def hear(self, timesteps, sigmas, mu: float | None, config: Mapping) -> None:
         """What a pipeline passes to set_timesteps. With both lists a flow network gets the unshifted time.
