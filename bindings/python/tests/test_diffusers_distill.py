@@ -1,6 +1,7 @@
 """lmsd.diffusers.distill: pipelines as they are, and what their distilled schedules then do in them."""
 
 import contextlib
+import copy
 import functools
 import os
 import signal
@@ -295,6 +296,7 @@ def test_an_exception_of_progress_comes_out_as_itself(error, number):
         ({"latents": torch.zeros(8, 1, 8, 8)}, ValueError, "its own latents"),
         ({"num_inference_steps": 8}, ValueError, "its own num_inference_steps"),
         ({"strength": 0.5}, ValueError, "begins at noise"),
+        ({"height": 8}, (lmsd.Error, TypeError), "height"),
     ],
 )
 def test_what_lmsd_and_the_pipeline_refuse(options, kind, text):
@@ -435,9 +437,15 @@ class Misfit(type(digits_pipeline())):
                 continue
             if self.way == "return":
                 return latents
-            latents = scheduler.step(output, t, latents).prev_sample
+            latents = scheduler.step(output, 7 if self.way == "time" else t, latents).prev_sample
             if self.way == "latents":
                 latents = latents * 1.001
+            if self.way == "sigmas":
+                scheduler.sigmas[3]
+            if self.way == "attribute":
+                scheduler.alphas_cumprod.to(latents.device)
+            if self.way == "copy":
+                copy.deepcopy(scheduler)
         return latents
 
 
@@ -449,6 +457,10 @@ class Misfit(type(digits_pipeline())):
         ("scale", "did not call scheduler.scale_model_input"),
         ("latents", "changes the latents between steps"),
         ("size", "9 latents a pass where batch_size is 8"),
+        ("sigmas", "reads scheduler.sigmas of other steps"),
+        ("attribute", "reads scheduler.alphas_cumprod"),
+        ("copy", "copies its scheduler"),
+        ("time", "takes a step at timestep 7 where it was given 999"),
     ],
 )
 def test_loops_that_are_not_standard_say_so(way, text):
@@ -457,6 +469,35 @@ def test_loops_that_are_not_standard_say_so(way, text):
     pipe.way = way
     with unchanged(pipe), pytest.raises((lmsd.Error, ValueError), match=text):
         distill(pipe, LABELS, progress=False, **QUICK)
+
+
+@pytest.mark.parametrize("way", ["after", "counts", "level"])
+def test_loops_that_are_nearly_standard_are_distilled(way):
+    """What comes after the loop does not matter, nor how the timesteps are gone through."""
+
+    class Kindred(type(digits_pipeline())):
+        def __call__(self, class_labels=None, num_inference_steps=50, latents=None):
+            labels, scheduler = torch.tensor(class_labels), self.scheduler
+            if latents is None:
+                latents = torch.randn(len(labels), 1, 8, 8)
+            scheduler.set_timesteps(num_inference_steps)
+            times = scheduler.timesteps[0:].to("cpu")
+            steps = range(len(times)) if way == "counts" else enumerate(times)
+            for i in steps:
+                i, t = i if isinstance(i, tuple) else (i, times[i])
+                if way == "level":
+                    assert scheduler.sigmas[i] == pytest.approx(scheduler.call.sigma)
+                sample = scheduler.scale_model_input(latents, t)
+                latents = scheduler.step(self.unet(sample, t, labels), t, latents)[0]
+            raise ValueError("of what comes after the loop")
+
+    options = {"nfe": 2, "progress": False, **QUICK}
+    expected = distill(quiet(digits_pipeline()), LABELS, **options)
+    pipe = quiet(digits_pipeline())
+    pipe.__class__ = Kindred
+    with unchanged(pipe):
+        found = distill(pipe, LABELS, **options)
+    assert found.schedules[2].to_dict()["nodes"] == expected.schedules[2].to_dict()["nodes"]
 
 
 @pytest.mark.parametrize("name", STOCK)

@@ -33,7 +33,10 @@ from ._pipeline.network import Network, settings, shift_of
 __all__ = ["LmsdScheduler", "LmsdSchedulerOutput", "distill"]
 
 
-NOT_OURS = "a schedule has its own timesteps and sigmas: leave them out and pass num_inference_steps only"
+NOT_OURS = (
+    "a schedule has its own timesteps and sigmas: leave them out and pass num_inference_steps only"
+    " (where the pipeline passes them by itself, it cannot sample with a schedule)"
+)
 
 
 class _Schedules(list):
@@ -191,6 +194,7 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Sequence | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        **others,
     ) -> None:
         """Takes the schedule of `num_inference_steps` and readies a new run.
 
@@ -200,6 +204,10 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         ValueError where there is no schedule of so many steps, and for noise levels that somebody chose: the
         schedule has its own.
         """
+        if others:
+            raise ValueError(
+                f"a schedule has no {', '.join(others)}: the pipeline is for schedulers that have"
+            )
         if sigmas is None and timesteps is not None:
             raise ValueError(NOT_OURS)
         nfe = self._nfe(num_inference_steps if sigmas is None else len(sigmas))

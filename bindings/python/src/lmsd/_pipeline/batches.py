@@ -60,6 +60,8 @@ class PipelineCalls:
         self.fixed = {name: value for name, value in options.items() if name in self.parameters}
         self.other_options = {name: value for name, value in options.items() if name not in self.parameters}
         self.given = guidance_scale is not None
+        if self.given and "guidance_scale" not in self.parameters:
+            raise ValueError(f"{type(pipeline).__name__} has no guidance_scale")
         if not self.given and "guidance_scale" in self.parameters:
             guidance_scale = self.parameters["guidance_scale"].default
             guidance_scale = guidance_scale if isinstance(guidance_scale, int | float) else None

@@ -74,6 +74,8 @@ def distill(
         size = min(BATCH_SIZE, options.get("trajectories") or BATCH_SIZE)
     if size < 1:
         raise ValueError(f"batch_size is {batch_size}; 1 or more latents a pass are needed")
+    if not hasattr(getattr(pipeline, "scheduler", None), "config"):
+        raise Error(f"{type(pipeline).__name__} has no scheduler: distill the pipeline inside that has one")
     calls = PipelineCalls(pipeline, prompts, size, guidance_scale, options)
     refuse_caches(pipeline)
     network = Network({**settings(pipeline.scheduler), "integer_timesteps": integer_timesteps})

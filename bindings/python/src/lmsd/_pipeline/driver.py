@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from .._abi import Error, Status
 from .network import Network, settings
-from .timesteps import PASS_LENGTH, PassOver, Timesteps
+from .timesteps import PASS_LENGTH, Levels, NotGiven, PassOver, Timesteps
 
 
 class ModelCall(NamedTuple):
@@ -22,10 +22,6 @@ class ModelCall(NamedTuple):
     batch: int
     x: torch.Tensor | None
     sigma: float
-
-
-class NotGiven(AttributeError):
-    """The pipeline reads something of its scheduler that a Driver has not."""
 
 
 class Driver(SchedulerMixin, ConfigMixin):
@@ -54,24 +50,28 @@ class Driver(SchedulerMixin, ConfigMixin):
         )
         self.mu, self.device = None, None
         self._proven = False  # that the pipeline begins with the latents that it is handed
-        self._batch, self._handed, self._scaled, self._count, self._times = 0, None, None, 0, None
+        self._batch, self._handed, self._scaled, self._times = 0, None, None, None
+        self._count, self._begun = 0, 0  # steps so far, and at the beginning of this pass
 
     def run(self, pipeline: Callable) -> None:
         """Runs `pipeline(batch, latents)` for as long as there are model calls to answer."""
         while self.call is not None:
             call, count = self.call, self._count
-            self._batch, self._handed, self._scaled = call.batch, None, None
+            self._batch, self._begun, self._handed, self._scaled = call.batch, count, None, None
             if self.takes_latents and call.x is not None:
                 self._hand(call.x)
             try:
                 pipeline(call.batch, self._handed)
-            except NotGiven as error:
-                raise Error(str(error), Status.WRONG_STATE) from error
-            except Exception:
-                if self._handed is None or self._proven or self._count != count:
+            except Exception as error:
+                if self.over and self._count != count:
+                    pass  # after its loop: what it then does with the latents is not wanted
+                elif isinstance(error, NotGiven):
+                    raise Error(str(error), Status.WRONG_STATE) from error
+                elif self._handed is None or self._proven or self._count != count:
                     raise
-                self.takes_latents = False  # another shape may be wanted: packed later, for example
-                continue
+                else:
+                    self.takes_latents = False  # another shape may be wanted: packed later, for example
+                    continue
             if self._count == count:
                 raise Error("the pipeline returned without a call of scheduler.step()", Status.WRONG_STATE)
 
@@ -79,7 +79,9 @@ class Driver(SchedulerMixin, ConfigMixin):
         self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None, **others
     ):
         if others:
-            raise NotGiven(f"the pipeline gives {', '.join(others)} to scheduler.set_timesteps()")
+            raise Error(
+                f"the pipeline gives {', '.join(others)} to scheduler.set_timesteps()", Status.WRONG_STATE
+            )
         self.network.hear(timesteps, sigmas, mu, self.config)
         self.mu, self.device, self._times = mu, device, None
 
@@ -91,6 +93,10 @@ class Driver(SchedulerMixin, ConfigMixin):
         if self._times is None:
             self._times = Timesteps.of(self._steps, lambda: self.over, self._time())
         return self._times
+
+    @property
+    def sigmas(self) -> Levels:
+        return Levels(lambda: (self._count - self._begun, torch.tensor(self.call.sigma)))
 
     @property
     def over(self) -> bool:
@@ -137,7 +143,7 @@ class Driver(SchedulerMixin, ConfigMixin):
             out = self._handed if self.over else self._hand(self.call.x)
         if not self.over and self._times is not None:
             self._times.fill_(self.network.timestep(self.call.sigma))
-        return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+        return DDIMSchedulerOutput(out, out) if return_dict else (out, out)
 
     def _unscaled(self, sample):
         """The state; some pipelines keep what `scale_model_input` returned in its place."""
@@ -195,7 +201,7 @@ class Driver(SchedulerMixin, ConfigMixin):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise NotGiven(f"the pipeline reads scheduler.{name}, which a distillation has not") from None
+            raise NotGiven(name) from None
 
     def __deepcopy__(self, memo):
         raise Error(

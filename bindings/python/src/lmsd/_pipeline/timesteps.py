@@ -1,4 +1,4 @@
-"""The timesteps of a scheduler that says from call to call what the next one is."""
+"""Timesteps and noise levels of a scheduler that says from call to call what the next one is."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,6 +9,32 @@ PASS_LENGTH = 1000  # steps of one pass through a pipeline, at most; another pas
 
 class PassOver(BaseException):
     """Ends a pass of a pipeline that counts its steps itself, instead of going through the timesteps."""
+
+
+class NotGiven(AttributeError):
+    """The pipeline reads something of its scheduler that a distillation has not."""
+
+    def __init__(self, name):
+        super().__init__(f"the pipeline reads scheduler.{name}, which a distillation has not")
+
+
+class Levels:
+    """Noise levels of which there is the one of the present step only, as `levels[step]`.
+
+    `here`: returns that step and its noise level.
+    """
+
+    def __init__(self, here: Callable[[], tuple[int, torch.Tensor]]):
+        self._here = here
+
+    def __getitem__(self, index):
+        step, sigma = self._here()
+        if index != step:
+            raise NotGiven("sigmas of other steps")
+        return sigma
+
+    def __getattr__(self, name):
+        raise NotGiven(f"sigmas.{name}")
 
 
 class Timesteps(torch.Tensor):
