@@ -21,7 +21,7 @@ TYPES = {
     "object": "Mapping[str, Any]",
     "grid": "Grid",
     "grids": "Sequence[Sequence[float]]",
-    "schedules": "Sequence[Schedule]",
+    "schedules": "Sequence[AnySchedule]",
 }
 # where Python takes more than the library does
 WIDER = {("distill", "nfe"): "int | tuple[int, int]"}
@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
-from ._core import Distilled, Progress, Schedule
+from ._core import AnySchedule, Distilled, Progress, Schedule
 
 if TYPE_CHECKING:
     from .distributed import Ranks
@@ -108,7 +108,7 @@ trajectories, or not finite.
     },
     "compare": {
         "arguments": [
-            "schedules: Sequence[Schedule]",
+            "schedules: Sequence[AnySchedule]",
             "model: Callable[[Any, float], Any]",
             "begin: Callable[[int], Any]",
             "like: Any",
@@ -122,7 +122,7 @@ trajectories, or not finite.
 Mean Euclidean distances of the schedules' end points to the teacher's.
 
 Over `held_out` trajectories that no distillation sees: `begin` is asked for batches from 2**21. `model`,
-`begin`, `like`, `ranks` and `features` as in `distill`.
+`begin`, `like`, `ranks` and `features` as in `distill`. Of a schedule the path of its file will do.
 
 Raises Error, naming the value that is out of range.
 """,

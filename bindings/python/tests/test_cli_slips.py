@@ -43,7 +43,8 @@ def problem_file(folder, text):
         ),
         (
             "def problem(): return {'like': 1}",
-            "returned an object of type dict, which has no like, begin, model",
+            "returned an object of type dict, which has no like, begin, model; an object with attributes is "
+            "needed: types.SimpleNamespace(**it)",
         ),
         ("def problem(): pass", "returned None, which has no like, begin, model"),
         (

@@ -363,11 +363,14 @@ def test_predictions_are_clipped_where_the_scheduler_does_so():
 
 
 def test_prompts_are_texts_or_dicts_of_arguments():
-    from lmsd._pipeline.batches import conditions
+    from lmsd._pipeline.batches import PipelineCalls, conditions
 
     assert conditions(["a", "b", "c"], 1, 4) == {"prompt": ["b", "c", "a", "b"]}
     found = conditions([{"prompt": "a", "embeds": torch.zeros(3)}], 0, 2)
     assert found["prompt"] == ["a", "a"] and found["embeds"].shape == (2, 3)
+    pipe = quiet(digits_pipeline())
+    for one in (LABELS[0], [LABELS[0]]):
+        assert PipelineCalls(pipe, one, 2, None, {}).prompts == [LABELS[0]]
     with pytest.raises(ValueError, match="no prompts"):
         distill(quiet(digits_pipeline()), [], progress=False)
 

@@ -49,6 +49,51 @@ def test_a_family_gains_and_says_how_it_was_made(mixture, tmp_path):
     assert distances[1] == pytest.approx(norms.mean(), rel=1e-9)
 
 
+@pytest.mark.parametrize("nfe", [np.int64(3), np.array([3, 3]), [3, 3]])
+def test_numbers_of_calls_may_be_of_any_kind(nfe, mixture):
+    found = lmsd.distill(mixture.model, mixture.begin, mixture.like, nfe=nfe, progress=False, **OPTIONS)
+    assert list(found.schedules) == [3]
+
+
+@pytest.mark.parametrize("nfe", [[3, 5, 8], [3], "5", "3-8", 3.0, None, {3: 5}])
+def test_what_is_no_number_of_calls(nfe, mixture):
+    words = r"^nfe is .*; it must be a number of model calls, or \(from, to\) for a family$"
+    with pytest.raises(lmsd.Error, match=words):
+        lmsd.distill(mixture.model, mixture.begin, mixture.like, nfe=nfe, progress=False, **OPTIONS)
+    assert mixture.calls == 0
+
+
+def test_noise_without_a_seed_is_refused(mixture):
+    noise = np.random.default_rng()
+
+    def begin(batch):
+        return 80 * noise.normal(size=mixture.like.shape)
+
+    with pytest.raises(lmsd.Error, match="gives another x_T for batch 0 when it is asked again"):
+        lmsd.distill(mixture.model, begin, mixture.like, nfe=3, progress=False, **OPTIONS)
+    assert mixture.calls <= 2
+
+
+def test_schedules_may_be_the_paths_of_their_files(mixture, tmp_path):
+    schedule = lmsd.solve(nfe=3, sigma_end=0.002)
+    schedule.save(tmp_path / "a.json")
+    problem = mixture.model, mixture.begin, mixture.like
+    one, other = lmsd.compare([schedule, tmp_path / "a.json"], *problem, **COMPARED)
+    assert one == other
+    for given in ([schedule], [str(tmp_path / "a.json")]):
+        found = lmsd.distill(*problem, nfe=3, progress=False, starts=given, **OPTIONS)
+        assert one > found.schedules[3].made_by["distance"]
+    for given, words in (
+        (schedule, "is Schedule; a list of Schedules"),
+        (tmp_path / "a.json", "Path; a list of Schedules"),
+        ([schedule, 3], "is int; a Schedule or the path"),
+    ):
+        with pytest.raises(TypeError, match=f"schedules.*{words}"):
+            lmsd.compare(given, *problem, **COMPARED)
+        with pytest.raises(TypeError, match=f"starts.*{words}"):
+            lmsd.distill(*problem, nfe=3, progress=False, starts=given, **OPTIONS)
+
+
 def test_torch_agrees_with_numpy(mixture):
     by_numpy = lmsd.distill(mixture.model, mixture.begin, mixture.like, nfe=3, progress=False, **OPTIONS)
     of_torch = {

@@ -4,6 +4,7 @@ import copy
 import ctypes
 import gc
 import weakref
+from pathlib import Path
 
 import lmsd
 import numpy as np
@@ -57,6 +58,34 @@ def test_sample_is_the_plain_loop(schedule, mixture):
 
     of_torch = lmsd.sample(schedule, torch.from_numpy(x), mixture.model)
     np.testing.assert_allclose(of_torch.numpy(), result, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_path_of_a_schedule_will_do(kind, mixture, tmp_path):
+    x, path = mixture.begin(0), tmp_path / "a.json"
+    SCHEDULES[0].save(path)
+    expected = lmsd.sample(SCHEDULES[0], x, mixture.model)
+    assert (lmsd.sample(kind(path), x, mixture.model) == expected).all()
+    sampler = lmsd.Sampler(kind(path), x)
+    assert sampler.schedule == SCHEDULES[0]
+    for state, sigma in sampler:
+        sampler.step(mixture.model(state, sigma))
+    assert (sampler.result == expected).all()
+
+
+@pytest.mark.parametrize(
+    "given", [None, 5, {5: SCHEDULES[0]}, SCHEDULES[:1], lmsd.Distilled({}, {"family": []})]
+)
+def test_what_is_no_schedule_is_named(given, mixture):
+    words = f"^schedule is {type(given).__name__}; a Schedule or the path of its file is needed$"
+    for run in (
+        lambda: lmsd.sample(given, mixture.begin(0), None),
+        lambda: lmsd.Sampler(given, mixture.begin(0)),
+    ):
+        with pytest.raises(TypeError, match=words):
+            run()
+    with pytest.raises(lmsd.Error, match="none.json"):
+        lmsd.sample("none.json", mixture.begin(0), None)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float16", 0.04), ("bfloat16", 0.3)])

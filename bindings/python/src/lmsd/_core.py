@@ -229,6 +229,34 @@ class Schedule:
         return f"<Schedule {name}{self.process}, {self.nfe} NFE, {sigmas}{made}>"
 
 
+AnySchedule = Schedule | str | os.PathLike[str]
+
+
+def as_schedule(given: AnySchedule, what: str = "schedule") -> Schedule:
+    """A schedule, loaded where the path of its file is given. `what`: its name, for people."""
+    if isinstance(given, str | os.PathLike):
+        return Schedule.load(given)
+    if not isinstance(given, Schedule):
+        kind = type(given).__name__
+        raise TypeError(f"{what} is {kind}; a Schedule or the path of its file is needed")
+    return given
+
+
+def as_schedules(given: Sequence[AnySchedule], what: str) -> list[Schedule]:
+    """The same of several, which may be dicts as well."""
+    if isinstance(given, str | os.PathLike | Schedule | Mapping):
+        kind = type(given).__name__
+        raise TypeError(f"{what} is {kind}; a list of Schedules, or of the paths of their files, is needed")
+    found = []
+    for at, one in enumerate(given):
+        which = f"schedule {at} of {what}"
+        try:
+            found.append(Schedule.from_json(one) if isinstance(one, Mapping) else as_schedule(one, which))
+        except Error as error:
+            raise type(error)(f"{which}: {error}", error.status) from None
+    return found
+
+
 def _model(host: Host, model: Callable):
     def callback(call, x, denoised):
         x = host.tensors[x]
@@ -237,15 +265,15 @@ def _model(host: Host, model: Callable):
     return callback
 
 
-def sample(schedule: Schedule, x, model: Callable, callback: Callable[[dict], Any] | None = None):
+def sample(schedule: AnySchedule, x, model: Callable, callback: Callable[[dict], Any] | None = None):
     """Runs `schedule` from `x` (noise level `schedule.sigma_start`) to the end point, which is returned.
 
-    The result is of the kind, shape, dtype and device of `x`, which stays as it is. `callback` sees every
-    step as a dict: "i" (node, from 0), "x" (the state), "denoised", "sigma" (noise level of the state) and
-    "sigma_hat" (the one that the model was told). Raises Error with `Status.NON_FINITE`, naming the node,
-    where the model's output is not finite.
+    `schedule` may be the path of its file. The result is of the kind, shape, dtype and device of `x`, which
+    stays as it is. `callback` sees every step as a dict: "i" (node, from 0), "x" (the state), "denoised",
+    "sigma" (noise level of the state) and "sigma_hat" (the one that the model was told). Raises Error with
+    `Status.NON_FINITE`, naming the node, where the model's output is not finite.
     """
-    host = host_for(x)
+    schedule, host = as_schedule(schedule), host_for(x)
 
     def observe(step):
         step = step.contents
@@ -279,12 +307,12 @@ class Sampler:
             sampler.step(model(x, sigma))
         x = sampler.result
 
-    `x` has noise level `schedule.sigma_start`. One thread at a time. A copy (`copy.copy`, `copy.deepcopy`)
-    stands where the run does and goes on without it.
+    `schedule` may be the path of its file; `x` has noise level `schedule.sigma_start`. One thread at a time.
+    A copy (`copy.copy`, `copy.deepcopy`) stands where the run does and goes on without it.
     """
 
-    def __init__(self, schedule: Schedule, x):
-        self.schedule = schedule
+    def __init__(self, schedule: AnySchedule, x):
+        self.schedule = schedule = as_schedule(schedule)
         self._host = host_for(x)
         self._call = Call()
         self._struct = self._host.struct(self._call)
@@ -491,6 +519,7 @@ def _nfe(nfe) -> dict:
 def distill(model: Callable, begin: Callable, like, progress, ranks, features, options: dict) -> Distilled:
     """See _functions.py."""
     options |= _nfe(options["nfe"]) | {"teacher_grid": _grid(options["teacher_grid"])}
+    options["starts"] = as_schedules(options["starts"], "starts")
     out = c_void_p()
     with contextlib.ExitStack() as stack:
         if progress is True:
@@ -505,10 +534,11 @@ def distill(model: Callable, begin: Callable, like, progress, ranks, features, o
 
 
 def compare(
-    schedules: Sequence[Schedule], model: Callable, begin: Callable, like, ranks, features, options: dict
+    schedules: Sequence[AnySchedule], model: Callable, begin: Callable, like, ranks, features, options: dict
 ) -> list[float]:
     """See _functions.py."""
     options["teacher_grid"] = _grid(options["teacher_grid"])
+    schedules = as_schedules(schedules, "schedules")
     count = len(schedules)
     handles = (c_void_p * count)(*(schedule._handle for schedule in schedules))
     distances = (c_double * count)()

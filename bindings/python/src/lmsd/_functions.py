@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _core
-from ._core import Distilled, Progress, Schedule
+from ._core import AnySchedule, Distilled, Progress, Schedule
 
 if TYPE_CHECKING:
     from .distributed import Ranks
@@ -157,7 +157,7 @@ def distill(
     fit_weights: bool = True,
     difference_step: float = 0.02,
     iterations: int = 40,
-    starts: Sequence[Schedule] = (),
+    starts: Sequence[AnySchedule] = (),
     max_calls: int | None = None,
     max_seconds: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -290,7 +290,7 @@ def distill(
 
 
 def compare(
-    schedules: Sequence[Schedule],
+    schedules: Sequence[AnySchedule],
     model: Callable[[Any, float], Any],
     begin: Callable[[int], Any],
     like: Any,
@@ -311,7 +311,7 @@ def compare(
     """Mean Euclidean distances of the schedules' end points to the teacher's.
 
     Over `held_out` trajectories that no distillation sees: `begin` is asked for batches from 2**21. `model`,
-    `begin`, `like`, `ranks` and `features` as in `distill`.
+    `begin`, `like`, `ranks` and `features` as in `distill`. Of a schedule the path of its file will do.
 
     Raises Error, naming the value that is out of range.
 

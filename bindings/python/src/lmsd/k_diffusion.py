@@ -6,7 +6,6 @@ levels by itself; a schedule's levels and weights are one thing, so all that is 
 where it starts, where it ends and how many steps it has.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ def sample_lmsd(
     extra_args: Mapping[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], Any] | None = None,
     disable: bool | None = None,
-    schedule: "_core.Schedule | str | os.PathLike[str] | Mapping[int, Any] | None" = None,
+    schedule: _core.AnySchedule | Mapping[int, _core.AnySchedule] | None = None,
 ) -> "Tensor":
     """Samples by `schedule`: a Schedule, the path of its file, or a dict from NFE to schedules.
 
@@ -77,13 +76,7 @@ def sample_lmsd(
             there = ", ".join(map(str, sorted(schedule)))
             raise Error(f"the host is set to {steps} steps; there are schedules of {there}", Status.MISMATCH)
         schedule = schedule[steps]
-    if isinstance(schedule, str | os.PathLike):
-        schedule = _core.Schedule.load(schedule)
-    if not isinstance(schedule, _core.Schedule):
-        raise TypeError(
-            f"schedule is {type(schedule).__name__}; a Schedule or the path of its file is needed"
-        )
-    schedule = fitting(schedule, sigmas)
+    schedule = fitting(_core.as_schedule(schedule), sigmas)
     extra_args = extra_args or {}
 
     def denoised(x, sigma):

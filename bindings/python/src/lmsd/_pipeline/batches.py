@@ -52,7 +52,7 @@ class PipelineCalls:
 
     def __init__(self, pipeline, prompts, size: int, guidance_scale, options: Mapping):
         self.pipeline, self.size = pipeline, size
-        self.prompts = [prompts] if isinstance(prompts, str) else prompts
+        self.prompts = [prompts] if isinstance(prompts, str | Mapping) else prompts
         if self.prompts is not None and len(self.prompts) == 0:
             raise ValueError("there are no prompts; for an unconditional pipeline prompts is None")
         self.parameters = inspect.signature(pipeline.__call__).parameters

@@ -44,9 +44,10 @@ def made(path: str, options: dict):
     missing = [name for name in NEEDED if not hasattr(problem, name)]
     if missing:
         what = "None" if problem is None else f"an object of type {type(problem).__name__}"
-        raise lmsd.Error(
-            f"problem() of {path} returned {what}, which has no {', '.join(missing)}; see lmsd distill --help"
-        )
+        told = "see lmsd distill --help"
+        if isinstance(problem, dict):
+            told = "an object with attributes is needed: types.SimpleNamespace(**it) makes one of a dict"
+        raise lmsd.Error(f"problem() of {path} returned {what}, which has no {', '.join(missing)}; {told}")
     if not hasattr(problem.like, "shape"):
         kind = type(problem.like).__name__
         raise lmsd.Error(
