@@ -5,8 +5,9 @@
     distilled = lmsd.distill(model, begin, like=x_T, nfe=5)     # fitted to this model, by forward calls only
     x = lmsd.sample(distilled.schedules[5], x_T, model)
 
-numpy arrays and torch tensors on any device. `lmsd.features` makes features in which distances may be
-measured; `lmsd.plots` draws (needs matplotlib); `lmsd --help` is the command line.
+numpy arrays, torch tensors on any device, and arrays of other libraries that speak DLPack (JAX, CuPy, MLX).
+`lmsd.features` makes features in which distances may be measured; `lmsd.plots` draws (needs matplotlib);
+`lmsd --help` is the command line.
 """
 
 from . import features

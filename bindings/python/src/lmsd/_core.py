@@ -1,10 +1,11 @@
 """Schedules, sampling and distillation: what `import lmsd` gives.
 
 Coordinates are those of k-diffusion: a state `x` at noise level `sigma`, and a model `model(x, sigma) ->
-denoised` that returns its prediction of x0, guidance included. `x` and `denoised` are numpy arrays or torch
-tensors, shape [trajectories, ...], float16, bfloat16, float32 or float64; `sigma` is a float. Models must not
-write to `x`; a torch tensor that a model returns is kept without a copy until its last use and must not be
-overwritten.
+denoised` that returns its prediction of x0, guidance included. `x` and `denoised` are numpy arrays, torch
+tensors or arrays of another library that has `__dlpack__` and from_dlpack (JAX, CuPy, MLX), shape
+[trajectories, ...], float16, bfloat16, float32 or float64; `sigma` is a float. The model is called with the
+kind of array that the caller hands in. Models must not write to `x`; a torch tensor that a model returns is
+kept without a copy until its last use and must not be overwritten.
 
 An exception in a function that the caller hands in ends the call, which then raises that very exception.
 """
@@ -259,8 +260,8 @@ def as_schedules(given: Sequence[AnySchedule], what: str) -> list[Schedule]:
 
 def _model(host: Host, model: Callable):
     def callback(call, x, denoised):
-        x = host.tensors[x]
-        host.bind(denoised, model(x, call.contents.sigma), "the model returned", x.shape)
+        found = model(host.handed(x), call.contents.sigma)
+        host.bind(denoised, found, "the model returned", host.shape(x))
 
     return callback
 
@@ -280,8 +281,8 @@ def sample(schedule: AnySchedule, x, model: Callable, callback: Callable[[dict],
         callback(
             {
                 "i": step.index,
-                "x": host.tensors[step.x],
-                "denoised": host.tensors[step.denoised],
+                "x": host.handed(step.x),
+                "denoised": host.handed(step.denoised),
                 "sigma": step.sigma,
                 "sigma_hat": step.model_sigma,
             }
@@ -294,7 +295,7 @@ def sample(schedule: AnySchedule, x, model: Callable, callback: Callable[[dict],
             on_model = _abi.MODEL(call.outer(_model(host, model)))
             on_step = _abi.OBSERVER(call.outer(observe)) if callback else _abi.OBSERVER()
             call.check(lib.lmsd_sample(schedule._handle, struct, x_t, on_model, on_step, None, out))
-            return host.tensors[out]
+            return host.handed(out)
     finally:
         host.tensors.clear()
 
@@ -349,7 +350,7 @@ class Sampler:
         sigma = c_double()
         with self._borrowed() as x:
             self._call.check(lib.lmsd_sampler_next(self._handle, byref(sigma), x))
-            return self._host.tensors[x], sigma.value
+            return self._host.handed(x), sigma.value
 
     def step(self, denoised, x=None) -> None:
         """Advances with the model's prediction at the present node, which is copied.
@@ -360,9 +361,9 @@ class Sampler:
         Refuses a prediction that is not finite, and a step after the last; the sampler then stays at its
         node.
         """
-        denoised = self._host.own(denoised, "denoised is", self._host.like.shape)
+        denoised = self._host.taken(denoised, "denoised is", self._host.like.shape)
         if x is not None:
-            with self._borrowed(self._host.own(x, "x is", self._host.like.shape)) as key:
+            with self._borrowed(self._host.taken(x, "x is", self._host.like.shape)) as key:
                 self._call.check(lib.lmsd_sampler_set_state(self._handle, key))
         with self._borrowed(denoised) as key:
             self._call.check(lib.lmsd_sampler_step(self._handle, key))
@@ -372,7 +373,7 @@ class Sampler:
         """The state where the run stands: the end point when it is over."""
         with self._borrowed() as out:
             self._call.check(lib.lmsd_sampler_result(self._handle, out))
-            return self._host.tensors[out]
+            return self._host.handed(out)
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         while (index := self.index) < self.schedule.nfe:
@@ -453,12 +454,12 @@ def _features(host: Host, features: Callable):
     shapes = {}  # of what it returned, by the shape of what it was given
 
     def callback(x, out):
-        x = host.tensors[x]
-        found = host.own(features(x), "features returned")
-        shape = shapes.setdefault(tuple(x.shape), tuple(found.shape))
+        given = tuple(host.shape(x))
+        found = host.taken(features(host.handed(x)), "features returned")
+        shape = shapes.setdefault(given, tuple(found.shape))
         if tuple(found.shape) != shape:
             raise Error(
-                f"features returned a tensor of shape {list(found.shape)} for x of shape {list(x.shape)}; it "
+                f"features returned a tensor of shape {list(found.shape)} for x of shape {list(given)}; it "
                 f"must be {list(shape)} as the first time",
                 Status.INVALID_TENSOR,
             )

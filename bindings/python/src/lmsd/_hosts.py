@@ -4,6 +4,7 @@ Tensors cross as integer keys into a dict, and none is written in place: an oper
 binds it to the key. So nobody's memory is overwritten, and a tensor that the caller keeps stays as it is.
 numpy arrays are combined by the library's own kernels; torch tensors by the library's operations for that
 very torch where there is a library of them (`lmsd_torch_host`), else by torch, on whatever device they are.
+Arrays of other libraries become one of these on the way in, and their own kind on the way out (`_arrays.py`).
 """
 
 import abc
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _abi
+from . import _abi, _arrays
 from ._abi import Error, Status, lib
 
 DTYPES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "bfloat16": (4, 16)}
@@ -128,8 +129,11 @@ class Call:
 class Host(abc.ABC):
     """The tensors of one call: of one dtype and device; `like` is the first of them, contiguous.
 
-    Tensors that are combined have one shape; other batches of a distillation may have another.
+    Tensors that are combined have one shape; other batches of a distillation may have another. `kind`: the
+    caller's kind of array, where these tensors stand for arrays of another library.
     """
+
+    kind: _arrays.Kind | None = None
 
     def __init__(self, like, dtype: str):
         self.like = like
@@ -164,9 +168,18 @@ class Host(abc.ABC):
         self.tensors[key] = tensor
         return key
 
+    def taken(self, tensor, what: str, shape=None):
+        """A tensor of the caller's, of the caller's kind, made this host's `own`."""
+        return self.own(self.kind.plain(tensor, what) if self.kind else tensor, what, shape)
+
+    def handed(self, key: int):
+        """A tensor as the caller has them."""
+        tensor = self.tensors[key]
+        return self.kind.own(tensor) if self.kind else tensor
+
     def bind(self, key: int, tensor, what: str, shape=None) -> None:
-        """Binds a tensor of the caller's, made this host's `own`."""
-        self.tensors[key] = self.own(tensor, what, shape)
+        """Binds a tensor of the caller's."""
+        self.tensors[key] = self.taken(tensor, what, shape)
 
     def fits(self, tensor, what: str, shape) -> None:
         """Raises Error where a tensor is not of `shape`; where that is None, not of a batch's."""
@@ -247,7 +260,12 @@ class Numpy(Host):
     """numpy arrays, through the library's own operations."""
 
     def __init__(self, like):
-        like = np.asarray(like)
+        kind, like = type(like).__name__, np.asarray(like)
+        if like.dtype == object:
+            raise Error(
+                f"x is {kind}; a numpy array, a torch tensor or an array with __dlpack__ is needed",
+                Status.INVALID_TENSOR,
+            )
         super().__init__(like, like.dtype.name)
         self.like = np.ascontiguousarray(like, like.dtype.newbyteorder("="))
         self.operations = LibraryOperations(
@@ -367,7 +385,12 @@ def is_torch(x) -> bool:
 
 
 def host_for(x) -> Host:
-    """A host for tensors like `x`: a torch tensor, or anything that numpy takes for an array of floats."""
+    """A host for tensors like `x`: torch's, arrays with `__dlpack__`, or what numpy takes for an array."""
+    kind = None if is_torch(x) or isinstance(x, np.ndarray) else _arrays.kind_of(x)
+    if kind:
+        host = host_for(kind.plain(x, "x is"))
+        host.kind = kind
+        return host
     if not is_torch(x):
         return Numpy(x)
     torch = sys.modules["torch"]
