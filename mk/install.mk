@@ -64,6 +64,7 @@ C_LMSD := -I$(C_PREFIX)/include -L$(C_PREFIX)/lib -Wl,-rpath,$(C_PREFIX)/lib
 C_LIBS := -llmsd -lm -pthread
 C_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TOOLS := build/tools
+C_STAND_IN := examples/stable-diffusion.cpp/stand_in.cpp
 
 test-c: test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
@@ -86,9 +87,11 @@ test-c-abi: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi
 	$(CXX) -std=c++17 -O1 -g $(C_WARNINGS) $(C_LMSD) tests/abi.cpp $(C_LIBS) -o $(C_BUILD)/abi_cpp
 	$(CXX) -std=c++17 -DLMSD_TEST_WRONG_ABI $(C_WARNINGS) $(C_LMSD) tests/abi.cpp $(C_LIBS) -o $(C_BUILD)/abi_wrong
+	$(CXX) -std=c++17 -O1 -g $(C_WARNINGS) $(C_LMSD) $(C_STAND_IN) $(C_LIBS) -o $(C_BUILD)/stand_in
 	$(C_BUILD)/abi
 	$(C_BUILD)/abi_cpp
 	$(C_BUILD)/abi_wrong
+	$(C_BUILD)/stand_in
 	$(CC) -std=c11 -O3 $(C_WARNINGS) $(C_LMSD) examples/c/digits_gmm.c $(C_LIBS) -o $(C_BUILD)/digits_gmm
 	$(C_BUILD)/digits_gmm --nfe 3 --out $(C_BUILD)/digits_gmm.json 2> $(C_BUILD)/digits_gmm.log
 	PKG_CONFIG_PATH=$(C_PREFIX)/lib/pkgconfig; export PKG_CONFIG_PATH; \
@@ -101,8 +104,10 @@ test-c-abi: test-c-install
 test-c-sanitizers: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi_asan
 	$(CXX) -std=c++17 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) tests/abi.cpp $(C_LIBS) -o $(C_BUILD)/abi_cpp_asan
+	$(CXX) -std=c++17 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) $(C_STAND_IN) $(C_LIBS) -o $(C_BUILD)/stand_in_asan
 	ASAN_OPTIONS=detect_leaks=1 $(C_BUILD)/abi_asan
 	ASAN_OPTIONS=detect_leaks=1 $(C_BUILD)/abi_cpp_asan
+	ASAN_OPTIONS=detect_leaks=1 $(C_BUILD)/stand_in_asan
 
 # valgrind comes from the system's packages. It is installed where this runs as root with apt-get, else skipped.
 test-c-valgrind: test-c-abi
