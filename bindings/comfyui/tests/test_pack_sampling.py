@@ -212,11 +212,13 @@ def test_sigmas_of_something_else_are_refused(pack, host):
     assert model.model.calls == 0
 
 
-def test_sigmas_through_half_an_ulp_are_taken(pack, host):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_sigmas_in_other_digits_are_taken(pack, host, dtype):
     model = Model("edm")
     sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model))
     latent = torch.zeros(1, 4, 2, 2)
-    host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas.double() * (1 + 1e-7))
+    given = (sigmas.double() * (1 + 1e-7)).to(dtype).double()
+    host.sample(host.guider(model), noise_like(latent), latent, sampler, given)
     assert model.model.calls == 4
 
 

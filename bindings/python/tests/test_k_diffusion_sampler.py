@@ -8,6 +8,7 @@ import types
 import lmsd
 import pytest
 import torch
+from lmsd import _core, _hosts
 from lmsd.k_diffusion import fitting, host_sigmas, sample_lmsd
 
 LEVELS = {"sigma_max": 80.0, "sigma_end": 0.0}
@@ -60,6 +61,42 @@ def test_the_state_keeps_its_type_and_shape(schedule, mixture, dtype):
         out = sample_lmsd(denoised, x, host_sigmas(schedule), disable=True, schedule=schedule)
     assert out.shape == x.shape and out.dtype == dtype
     assert seen == [(dtype, (32,))] * 6
+
+
+@pytest.mark.parametrize("kernels", ["torch", "library"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [
+        ((4, 3, 6, 5), torch.contiguous_format),
+        ((4, 3, 6, 5), torch.channels_last),
+        ((4, 3, 2, 6, 5), torch.channels_last_3d),
+    ],
+)
+def test_the_memory_format_is_kept(schedule, shape, kept, dtype, kernels, monkeypatch):
+    """By the state that the model sees and the result; a model may return either, to the same numbers."""
+    hosts = {
+        "torch": lambda x: _hosts.Torch(x, torch),
+        "library": lambda x: _hosts.TorchByLibrary(x, torch, None),  # the built-in operations
+    }
+    monkeypatch.setattr(_core, "host_for", hosts[kernels])
+    plain = (80 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
+    seen, heard = [], []
+
+    def denoised(x, sigma):
+        seen.append(x)
+        out = x.float() / (1 + sigma[0].float() ** 2) + 0.1
+        return (out.contiguous() if len(seen) % 2 else out).to(dtype)
+
+    def run(x, callback=None):
+        return sample_lmsd(denoised, x, host_sigmas(schedule), None, callback, True, schedule)
+
+    expected, _ = run(plain), seen.clear()
+    out = run(plain.contiguous(memory_format=kept), heard.append)
+    told = [tensor for step in heard for tensor in (step["x"], step["denoised"])]
+    assert all(tensor.is_contiguous(memory_format=kept) for tensor in (*seen, *told, out))
+    assert len(seen) == 6 and (plain.stride() == out.stride()) == (kept == torch.contiguous_format)
+    assert torch.equal(out, expected)
 
 
 def test_x_stays_as_it_is(schedule, model, x):
@@ -164,7 +201,7 @@ def test_host_sigmas_start_at_the_level_of_x_T(schedule):
     [
         ([80.0, 40.0, 20.0, 10.0, 0.0], "set to 4 steps; this schedule takes 6"),
         ([80.0, *[1.0] * 6, 0.0], "set to 7 steps; this schedule takes 6"),
-        ([80.1, 40.0, 20.0, 10.0, 5.0, 2.0, 0.0], "start at 80.1; this schedule starts at 80, or below"),
+        ([80.8, 40.0, 20.0, 10.0, 5.0, 2.0, 0.0], "start at 80.8; this schedule starts at 80, or below"),
         ([80.0, 40.0, 20.0, 10.0, 5.0, 2.0, 0.02], "end at 0.02; this schedule ends at 0"),
         ([0.0, 0.0], "sigma is 0"),
     ],
@@ -185,9 +222,46 @@ def test_an_end_above_0_must_be_the_hosts(model, x, end):
             sample_lmsd(model, x, sigmas, disable=True, schedule=schedule)
 
 
-def test_float32_is_near_enough(schedule):
-    assert fitting(schedule, [80 * (1 + 2e-7), 1, 1, 1, 1, 1, 0.0]) is schedule
-    assert fitting(schedule, torch.tensor([79.9999, 1, 1, 1, 1, 1, 0.0])) is schedule
+@pytest.mark.parametrize("made", [14.6, 14.6146])
+@pytest.mark.parametrize("host", [14.6, 14.6146, 14.67, 14.55])
+def test_levels_as_people_round_them(made, host, mixture, model):
+    """Where host and schedule round a level differently the result is the same: the state is scaled."""
+    noise, sigmas = torch.from_numpy(mixture.begin(0)) / 80, [host, 9.0, 5.0, 2.0, 1.0, 0.5, 0.0]
+    schedule = lmsd.solve("dpmpp_2m", nfe=6, sigma_max=made, sigma_end=0.0)
+    assert fitting(schedule, sigmas) is schedule
+    expected = lmsd.sample(schedule, noise * made, mixture.model)
+    out = sample_lmsd(model, noise * host, sigmas, disable=True, schedule=schedule)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+def half_unit(start):
+    """Three digits."""
+    return float(f"{start:.2e}")
+
+
+@pytest.mark.parametrize(
+    "rounded",
+    [
+        half_unit,
+        *(
+            lambda start, dtype=dtype: torch.tensor(start).to(dtype)
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        ),
+    ],
+    ids=["three digits", "float32", "float16", "bfloat16"],
+)
+def test_its_own_levels_in_fewer_digits(rounded):
+    for n in range(200):
+        start, end = 100 * 0.97**n, 0.01 * 0.97**n if n % 2 else 0.0
+        schedule = lmsd.solve("euler", nfe=3, sigma_max=start, sigma_min=start / 100, sigma_end=end)
+        sigmas = [rounded(float(sigma)) for sigma in host_sigmas(schedule)]
+        assert fitting(schedule, sigmas) is schedule
+
+
+def test_a_host_that_starts_elsewhere_is_not_taken_for_the_same(schedule):
+    assert fitting(schedule, [80 * 0.99, *[1.0] * 5, 0.0]).sigma_start == pytest.approx(79.2)
+    with pytest.raises(lmsd.Error, match="start at 80.8"):
+        fitting(schedule, [80 * 1.01, *[1.0] * 5, 0.0])
 
 
 @pytest.mark.parametrize("first", [70.0, 30.0, 5.0, 0.5, 0.01])

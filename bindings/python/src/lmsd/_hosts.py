@@ -127,7 +127,7 @@ class Call:
 
 
 class Host(abc.ABC):
-    """The tensors of one call: of one dtype and device; `like` is the first of them, contiguous.
+    """The tensors of one call: of one dtype and device; `like` is the first of them, without gaps.
 
     Tensors that are combined have one shape; other batches of a distillation may have another. `kind`: the
     caller's kind of array, where these tensors stand for arrays of another library.
@@ -221,7 +221,7 @@ class Host(abc.ABC):
 
 
 class LibraryOperations:
-    """The library's own operations, on the memory of contiguous tensors.
+    """The library's own operations, on the memory of tensors that have no gaps and are all in one format.
 
     `table`: the `lmsd_host` of their kind; None: that of the built-in tensors. `address` and `empty_like` are
     functions of a tensor.
@@ -286,11 +286,15 @@ class Numpy(Host):
 
 
 class Torch(Host):
-    """torch tensors on any device. Half precision is summed in float32, Gram matrices in float64."""
+    """torch tensors on any device, in the memory format of `like`: channels_last stays channels_last.
+
+    Half precision is summed in float32, Gram matrices in float64.
+    """
 
     def __init__(self, like, torch):
-        self.torch = torch
-        super().__init__(like.detach().contiguous(), str(like.dtype).removeprefix("torch."))
+        self.torch, self.format = torch, memory_format(like, torch)
+        like = like.detach().contiguous(memory_format=self.format)
+        super().__init__(like, str(like.dtype).removeprefix("torch."))
         self.sum_dtype = torch.promote_types(like.dtype, torch.float32)
         self.gram_dtype = torch.float32 if like.device.type == "mps" else torch.float64  # MPS has no float64
 
@@ -304,7 +308,9 @@ class Torch(Host):
                 f"{what} a tensor on {tensor.device}; it must be on {self.like.device}",
                 Status.INVALID_TENSOR,
             )
-        return tensor.detach().to(self.like.dtype).contiguous()
+        same = tensor.ndim == self.like.ndim  # features may have other dimensions
+        kept = self.format if same else self.torch.contiguous_format
+        return tensor.detach().to(self.like.dtype).contiguous(memory_format=kept)
 
     def combine(self, factors, terms):
         counted = [(factor, term) for factor, term in zip(factors, terms, strict=True) if factor != 0]
@@ -377,6 +383,14 @@ def torch_table(version: str):
         return None
     logger.info("torch %s: tensors are combined by lmsd's library for this torch", version)
     return found
+
+
+def memory_format(x, torch):
+    """That of a torch tensor. In all of these a trajectory is one block of memory, and they are all alike."""
+    for found in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
+        if x.is_contiguous(memory_format=found):
+            return found
+    return torch.contiguous_format
 
 
 def is_torch(x) -> bool:
