@@ -47,11 +47,7 @@ class Display:
         if text == self.text:
             return
         self.text = text
-        try:
-            from server import PromptServer
-
-            PromptServer.instance.send_progress_text(text, self.node_id)
-        except (ImportError, AttributeError):
+        if not shown(text, self.node_id):
             logging.debug("lmsd: %s", text)
 
     def saw(self, sigma: float, denoised) -> None:
@@ -85,6 +81,24 @@ class Display:
             logging.debug("lmsd: no preview: %s", error)
             self.previewer = None
             return None
+
+
+def shown(text: str, node_id=None) -> bool:
+    """Puts a text on a node, by default the one that is running; False on hosts that show none."""
+    try:
+        from server import PromptServer
+
+        server = PromptServer.instance
+        server.send_progress_text(text, server.last_node_id if node_id is None else node_id)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def tell(text: str, level: int = logging.INFO) -> None:
+    """Says something on the node that is running, and in the log."""
+    shown(text)
+    logging.log(level, "lmsd: %s", text)
 
 
 # ---- sentences; `progress` is the dict that `lmsd.distill` hands to its `progress`

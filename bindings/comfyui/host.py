@@ -1,4 +1,4 @@
-"""What the nodes know of ComfyUI: models, the folder of schedules, and the sampler that it is given.
+"""What the nodes know of ComfyUI: models, and the folder of schedules.
 
 Everything here is told by the host or asked of it; there are no numerics.
 """
@@ -6,15 +6,12 @@ Everything here is told by the host or asked of it; there are no numerics.
 import logging
 import os
 import re
-import weakref
 from pathlib import Path
 
-import comfy.samplers
 import folder_paths
 import lmsd
 import lmsd.guidance
 import torch
-from lmsd.k_diffusion import SAME, host_sigmas, sample_lmsd
 
 FOLDER = "lmsd_schedules"
 
@@ -196,68 +193,3 @@ def warn(schedule: lmsd.Schedule, guider, x) -> None:
         logging.warning(
             "lmsd: the schedule was made for latents of %s; this run has %s", shape, list(x.shape[1:])
         )
-
-
-# ---- sampling
-
-
-class Sample:
-    """A sampler function of ComfyUI that runs one schedule, whole or from a later start."""
-
-    __name__ = "lmsd"
-
-    def __init__(self, schedule: lmsd.Schedule, sigmas):
-        self.schedule = schedule
-        self.sigmas = [float(sigma) for sigma in sigmas]
-        self.warned = weakref.WeakSet()
-
-    def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
-        if len(sigmas) < 2:
-            return x
-        given = [float(sigma) for sigma in sigmas]
-        if len(given) != len(self.sigmas) or any(
-            abs(a - b) > SAME * max(a, b) for a, b in zip(given, self.sigmas, strict=True)
-        ):
-            raise ValueError(
-                f"these SIGMAS ({words(given)}) are not those of the schedule ({words(self.sigmas)}): "
-                "connect SIGMAS of the same Distilled Sampler; a distilled schedule cannot be cut or rescaled"
-            )
-        base = base_model(model)
-        if base is not None:
-            self.schedule.check(**describe(base))
-        guider = getattr(model, "inner_model", None)
-        if guider is not None and guider not in self.warned:
-            self.warned.add(guider)
-            warn(self.schedule, guider, x)
-        return sample_lmsd(model, x, sigmas, extra_args, callback, disable, self.schedule)
-
-
-def words(sigmas) -> str:
-    shown = [f"{sigma:.4g}" for sigma in sigmas]
-    return ", ".join(shown if len(shown) <= 12 else [*shown[:11], "...", shown[-1]])
-
-
-def sampler_and_sigmas(schedule: lmsd.Schedule, model=None, denoise: float = 1.0):
-    """(SAMPLER, SIGMAS) of a schedule. `model`: a MODEL, or None where it is known only when sampling.
-
-    `denoise` < 1 starts at the noise level that the model gives this part of its time range, as KSampler with
-    the scheduler "simple" does, or above the first level with the whole schedule.
-    """
-    if model is not None:
-        schedule.check(**describe_patched(model))
-    if denoise <= 0:
-        sigmas = torch.FloatTensor([])
-    elif denoise >= 1:
-        sigmas = host_sigmas(schedule)
-    elif model is None:
-        raise ValueError(
-            "denoise below 1 needs the MODEL connected to Distilled Sampler: it knows the noise levels"
-        )
-    else:
-        sampling = model.get_model_object("model_sampling")
-        start = min(float(sampling.percent_to_sigma(1.0 - denoise)), schedule.sigma_start)
-        if start <= schedule.sigma_end:
-            sigmas = torch.FloatTensor([])
-        else:
-            sigmas = host_sigmas(schedule.start_at(start))
-    return comfy.samplers.KSAMPLER(Sample(schedule, sigmas)), sigmas

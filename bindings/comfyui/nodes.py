@@ -1,4 +1,4 @@
-"""The nodes. What they do is in `host` (sampling) and `distill`; here are their inputs, outputs and words."""
+"""The nodes. What they do is in `sampling` and `distill`; here are their inputs, outputs and words."""
 
 import hashlib
 import math
@@ -11,6 +11,7 @@ import torch
 from . import host
 from .distill import distill
 from .inputs import choice, default, flag, number, option, socket, text
+from .sampling import sampler_and_sigmas
 
 CATEGORY = "sampling/lmsd"
 SCHEDULE = "LMSD_SCHEDULE"
@@ -128,7 +129,7 @@ class DistilledSampler:
         }
 
     def make(self, schedule, denoise, model=None):
-        return host.sampler_and_sigmas(schedule, model, denoise)
+        return sampler_and_sigmas(schedule, model, denoise)
 
 
 def distill_inputs() -> dict:

@@ -588,7 +588,8 @@ class Host:
 
         server = module("server")
         instance = types.SimpleNamespace(
-            send_progress_text=lambda text, node_id, sid=None: self.texts.append((node_id, text))
+            send_progress_text=lambda text, node_id, sid=None: self.texts.append((node_id, text)),
+            last_node_id="sample",  # the node that is running
         )
         server.PromptServer = types.SimpleNamespace(instance=instance)
 

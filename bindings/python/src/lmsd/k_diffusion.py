@@ -7,7 +7,7 @@ where it starts, where it ends and how many steps it has.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
 from ._abi import Error, Status
@@ -96,3 +96,68 @@ def sample_lmsd(
             bar.update()
 
         return _core.sample(schedule, x, denoised, on_step)
+
+
+# ---- parts of a run
+
+
+class Stopped(NamedTuple):
+    """Where a run stopped before its end: all that the rest of it needs."""
+
+    index: int  # the node that comes next
+    x: "Tensor"  # the state there
+    predictions: list  # D_0, D_1, ... before it, in main memory; None where no later row needs one
+
+
+def part_of(levels: Sequence[float], sigmas: "Tensor | Sequence[float]") -> tuple[int, int] | None:
+    """Where `sigmas` (two or more) stand in the list `levels`: its first and last index; None if nowhere."""
+    given = [float(sigma) for sigma in sigmas]
+    for first in range(len(levels) - len(given) + 1):
+        own = levels[first : first + len(given)]
+        if all(abs(a - b) <= SAME * max(a, b) for a, b in zip(given, own, strict=True)):
+            return first, first + len(given) - 1
+    return None
+
+
+def sample_part(
+    model: Callable[..., "Tensor"],
+    x: "Tensor",
+    schedule: _core.Schedule,
+    stop: int,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], Any] | None = None,
+    disable: bool | None = None,
+    after: Stopped | None = None,
+) -> Stopped:
+    """Runs the nodes of `schedule` before `stop` and says where it stands; `stop`: 1 to `schedule.nfe`.
+
+    It begins with the first node, at the level `schedule.sigma_start`; or, with `after`, where a run stopped
+    before, and `x` then only says what tensors are like. Two parts give what one run gives, to the last bit.
+    The rest as for `sample_lmsd`; steps are counted from 0 in each part.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    run, predictions, state = _core.Sampler(schedule, x), [], None
+    if after is not None:
+        for own in after.predictions:
+            predictions.append(x if own is None else own.to(x))
+            run.step(predictions[-1])
+        state = after.x.to(x)
+    start = run.index
+    with torch.no_grad(), tqdm(total=stop - start, disable=disable) as bar:
+        for n in range(start, stop):
+            reached, sigma = run.next()
+            at = reached if state is None else state
+            predictions.append(model(at, at.new_full((len(x),), sigma), **(extra_args or {})))
+            if callback is not None:
+                levels = {"sigma": schedule.sigmas[n], "sigma_hat": sigma}
+                levels = {name: x.new_tensor(float(level)) for name, level in levels.items()}
+                callback({"i": n - start, "x": at, "denoised": predictions[-1], **levels})
+            run.step(predictions[-1], state)
+            state = None
+            bar.update()
+    rows = enumerate(schedule.weights)
+    oldest = min((m + 1 - len(row) for m, row in rows if m >= stop), default=stop)
+    kept = [own.cpu() if n >= oldest else None for n, own in enumerate(predictions)]
+    return Stopped(stop, run.result, kept)
