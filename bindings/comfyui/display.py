@@ -149,6 +149,14 @@ def outcome(schedule: lmsd.Schedule) -> str:
     )
 
 
+def prompts(schedule: lmsd.Schedule, count: int) -> str:
+    """How many of `count` prompts had a part in it: they take turns, trajectory after trajectory."""
+    if count == 1:
+        return ""
+    fitted, decide = (min(count, schedule.made_by.get(name, 0)) for name in ("trajectories", "held_out"))
+    return f"; of {count} prompts {fitted} were fitted to, {decide} decided"
+
+
 def too_short(minutes: float, calls: int) -> str:
     """What to do where the time was over before the first result."""
     return (

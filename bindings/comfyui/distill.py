@@ -116,7 +116,7 @@ class Distillation:
             logging.warning("lmsd: %s; kept for a run with more: %s", minutes, self.checkpoint)
         else:
             self.checkpoint.unlink(missing_ok=True)
-        self.display.say(display.outcome(best) + more)
+        self.display.say(display.outcome(best) + display.prompts(best, self.prompts.count) + more)
         return best
 
     def raise_interrupt(self) -> None:
@@ -140,10 +140,11 @@ class Distillation:
             raise ValueError(
                 "this NOISE is the same for every seed; a distillation needs noise that a seed changes"
             )
+        self.prompts = host.Prompts(self.guider)
         # What the file cannot know, such as prompts, LoRAs and other weights, shows in the model's result.
         predicted = self.denoised(self.begin(0), float(self.sampling.sigma_max))
         if not self.display.interrupt:
-            config = self.configured(fingerprint(predicted))
+            config = self.configured(fingerprint(predicted, *self.prompts.tensors()))
             comparison = self.calls_to_compare(config) if self.settings.compare else 0
             distilled = self.fit(config, comparison)
             if distilled is not None:
@@ -170,7 +171,9 @@ class Distillation:
             "held_out": default("distill", "held_out"),
             "made_for": made_for,
             "seeds": f"{type(noise).__name__} from seed {noise.seed}, {size} images a batch, "
-            f"model and conditions {conditions}" + f", cfg {self.scales} in turn" * (len(self.scales) > 1),
+            f"model and conditions {conditions}"
+            + f", {self.prompts.count} prompts in turn" * (self.prompts.count > 1)
+            + f", cfg {self.scales} in turn" * (len(self.scales) > 1),
         }
 
     def noise_of(self, batch: int):
@@ -183,7 +186,8 @@ class Distillation:
         return made.to(self.like.device, self.like.dtype)
 
     def begin(self, batch: int):
-        """x_T of batch number `batch`, whose guidance scale becomes the guider's."""
+        """x_T of batch number `batch`, whose prompts and guidance scale become the guider's."""
+        self.prompts.begin_with(batch * self.settings.batch_size)
         if len(self.scales) > 1:
             self.guider.cfg = self.scales[batch % len(self.scales)]
         return self.sampling.noise_scaling(self.start, self.noise_of(batch), self.image, True)
@@ -304,7 +308,9 @@ def latents(guider, latent: dict, batch_size: int):
     return comfy.utils.repeat_to_batch_size(samples[:1], batch_size)
 
 
-def fingerprint(tensor) -> str:
+def fingerprint(*tensors) -> str:
     """The same for the same numbers only."""
-    numbers = tensor.detach().to("cpu", torch.float64).contiguous().numpy()
-    return hashlib.sha256(numbers.tobytes()).hexdigest()[:8]
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+    return found.hexdigest()[:8]

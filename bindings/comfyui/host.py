@@ -181,6 +181,36 @@ def guidance_scales(guider, to: float) -> list[float]:
     return lmsd.guidance.spread(scale, to)
 
 
+class Prompts:
+    """The conditioning of a guider that samples, which may hold several prompts as one batch.
+
+    The host gives prompt i to image i of a batch, and the first ones again where there are fewer. `count`: of
+    the entry that has the most, 1 where none has more.
+    """
+
+    def __init__(self, guider):
+        self.batched = []  # (model_conds of an entry, name, what it holds for each prompt)
+        self.count = 1
+        conds = getattr(guider, "conds", None) or {}
+        for entry in (entry for entries in conds.values() for entry in entries or []):
+            tokens = entry.get("cross_attn")
+            count = len(tokens) if torch.is_tensor(tokens) else 1
+            self.count = max(self.count, count)
+            for name, held in entry.get("model_conds", {}).items():
+                tensor = getattr(held, "cond", None)
+                if count > 1 and torch.is_tensor(tensor) and tensor.ndim and len(tensor) == count:
+                    self.batched.append((entry["model_conds"], name, held))
+
+    def begin_with(self, first: int) -> None:
+        """Image i gets prompt `first` + i."""
+        for conds, name, held in self.batched:
+            conds[name] = held._copy_with(held.cond.roll(-(first % len(held.cond)), 0))
+
+    def tensors(self) -> list:
+        """All that differs from prompt to prompt."""
+        return [held.cond for _, _, held in self.batched]
+
+
 def warn(schedule: lmsd.Schedule, guider, x) -> None:
     """Says in the log where guidance scale or resolution are not what the schedule was made for."""
     made, scale = schedule.made_for, guidance(guider)

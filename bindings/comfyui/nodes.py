@@ -172,7 +172,7 @@ class DistillSchedule:
 
     @classmethod
     def INPUT_TYPES(cls):
-        prompts = "One prompt, or a batch of prompts: image i of a batch gets prompt i."
+        prompts = "One prompt, or several as a batch, which take turns: every one is used."
         seed = "Noise of the first batch; each batch takes the next seed."
         return {
             "required": {
@@ -216,8 +216,8 @@ class DistillScheduleGuider(DistillSchedule):
 
 class PromptsForDistilling:
     DESCRIPTION = (
-        "One prompt a line as a batch of CONDITIONING: image i of a batch gets prompt i. Take prompts of the "
-        "kind that the schedule is for; fewer than the batch size repeat."
+        "One prompt a line as a batch of CONDITIONING, which take turns while a schedule is distilled. Take "
+        "prompts of the kind that the schedule is for, any number of them."
     )
     CATEGORY = CATEGORY
     FUNCTION = "encode"

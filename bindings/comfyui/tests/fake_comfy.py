@@ -409,6 +409,19 @@ class KSAMPLER:
         return sampling.inverse_noise_scaling(sigmas[-1], x)
 
 
+class CONDRegular:
+    """What a model is told beside x, for each image of a batch."""
+
+    def __init__(self, cond):
+        self.cond = cond
+
+    def _copy_with(self, cond):
+        return type(self)(cond)
+
+    def process_cond(self, batch_size):
+        return self._copy_with(repeat_to_batch_size(self.cond, batch_size))
+
+
 class CFGGuider:
     def __init__(self, model_patcher):
         self.model_patcher = model_patcher
@@ -428,8 +441,8 @@ class CFGGuider:
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         def predicted(name):
-            label = repeat_to_batch_size(self.conds[name][0]["cross_attn"], x.shape[0]).mean((1, 2))
-            return self.inner_model.apply_model(x, timestep, label)
+            tokens = self.conds[name][0]["model_conds"]["c_crossattn"].process_cond(x.shape[0])
+            return self.inner_model.apply_model(x, timestep, tokens.cond.mean((1, 2)))
 
         positive = predicted("positive")
         return positive if self.cfg == 1 else torch.lerp(predicted("negative"), positive, self.cfg)
@@ -451,7 +464,10 @@ class CFGGuider:
         if latent_image.is_nested:
             latent_image, shapes = pack_latents(latent_image.unbind())
             noise, _ = pack_latents(noise.unbind())
-        self.conds = {name: [dict(cond) for cond in conds] for name, conds in self.original_conds.items()}
+        self.conds = {
+            name: [dict(cond, model_conds={"c_crossattn": CONDRegular(cond["cross_attn"])}) for cond in conds]
+            for name, conds in self.original_conds.items()
+        }
         self.inner_model = self.model_patcher.model
         unpatched = self.inner_model.__dict__.copy()
         self.inner_model.__dict__.update(self.model_patcher.patches)

@@ -235,20 +235,60 @@ def test_nested_latents(pack, host, node):
     assert [one.shape for one in out.unbind()] == [(1, 4, 2, 2, 2), (1, 2, 5)]
 
 
-def test_image_i_of_a_batch_gets_prompt_i(pack, host):
-    model = Model("edm")
-    seen = []
-    network = model.model.network
+def labels_heard(model):
+    """The prompts of every call of the network, as it is made."""
+    seen, network = [], model.model.network
 
     def listening(scaled, timestep, label):
-        seen.append(label.tolist())
+        seen.append([round(one, 3) for one in label.tolist()])
         return network(scaled, timestep, label)
 
     model.model.network = listening
-    prompt = conditioning(0.5, -0.5, 0.25)
-    schedule = distill(pack, model, prompt, batch_size=4, trajectories=8)
-    assert seen and all(labels == [0.5, -0.5, 0.25, 0.5] for labels in seen)
-    assert schedule.made_by["improved"]
+    return seen
+
+
+def test_image_i_of_a_batch_gets_prompt_i_and_the_next_batch_goes_on(pack, host):
+    model = Model("edm")
+    seen = labels_heard(model)
+    schedule = distill(pack, model, conditioning(0.5, -0.5, 0.25), batch_size=4, trajectories=8)
+    turns = [[0.5, -0.5, 0.25, 0.5], [-0.5, 0.25, 0.5, -0.5], [0.25, 0.5, -0.5, 0.25]]
+    assert seen[0] == turns[0] and {tuple(labels) for labels in seen} == set(map(tuple, turns))
+    assert schedule.made_by["improved"] and "3 prompts in turn" in schedule.made_by["seeds"]
+
+
+@pytest.mark.parametrize(("batch_size", "memory"), [(4, 99), (1, 99), (16, 5)], ids=["4", "1", "16, halved"])
+def test_every_prompt_is_used(pack, host, batch_size, memory):
+    """However few images go into a call; the node says how many were fitted to and how many decided."""
+    model = hungry(memory)
+    seen = labels_heard(model)
+    labels = [round(0.1 * i, 3) for i in range(10)]
+    schedule = distill(pack, model, conditioning(*labels), batch_size=batch_size, trajectories=12)
+    assert {label for call in seen for label in call} == set(labels)
+    made = schedule.made_by
+    assert f"of 10 prompts {min(10, made['trajectories'])} were fitted to, 10 decided" in host.texts[-1][1]
+    assert made["trajectories"] >= 10 and made["held_out"] >= 10
+
+
+def test_prompts_that_had_no_part_are_not_counted(pack, host):
+    labels = [0.01 * i for i in range(60)]
+    schedule = distill(pack, Model("edm"), conditioning(*labels), batch_size=4, trajectories=12)
+    made = schedule.made_by
+    words = f"of 60 prompts {made['trajectories']} were fitted to, {made['held_out']} decided"
+    assert words in host.texts[-1][1] and made["held_out"] < 60
+
+
+def test_one_prompt_is_no_news(pack, host):
+    assert "prompt" not in distill(pack, Model("edm")).made_by["seeds"]
+    assert "prompt" not in host.texts[-1][1]
+
+
+def test_a_prompt_beyond_the_first_batch_makes_another_run(pack, host):
+    """A checkpoint is not gone on from where any of them changed."""
+    first, other = (
+        distill(pack, Model("edm"), conditioning(0.0, 0.1, last), batch_size=2, trajectories=4)
+        for last in (0.2, 0.3)
+    )
+    assert first.made_by["seeds"] != other.made_by["seeds"]
 
 
 def test_the_image_below_the_noise_is_the_hosts(pack, host):
