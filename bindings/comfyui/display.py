@@ -83,22 +83,35 @@ class Display:
             return None
 
 
-def shown(text: str, node_id=None) -> bool:
-    """Puts a text on a node, by default the one that is running; False on hosts that show none."""
+def shown(text: str, node_id=None, toast: bool = False) -> bool:
+    """Puts a text on a node, by default the one that is running; False where the host shows none.
+
+    `toast`: older hosts, which have no texts on nodes, show it in a corner of the page instead.
+    """
     try:
         from server import PromptServer
 
         server = PromptServer.instance
-        server.send_progress_text(text, server.last_node_id if node_id is None else node_id)
+        node_id = server.last_node_id if node_id is None else node_id
+        if hasattr(server, "send_progress_text"):
+            server.send_progress_text(text, node_id)
+        elif toast:
+            server.send_sync("lmsd.notice", {"node": node_id, "text": text})
+        return toast or hasattr(server, "send_progress_text")
     except (ImportError, AttributeError):
         return False
-    return True
 
 
-def tell(text: str, level: int = logging.INFO) -> None:
-    """Says something on the node that is running, and in the log."""
-    shown(text)
-    logging.log(level, "lmsd: %s", text)
+def warn(notes: list[str]) -> None:
+    """Sentences on the node that is running."""
+    if notes:
+        shown("\n".join(notes), toast=True)
+
+
+def log(notes: list[str]) -> None:
+    """Sentences in the log."""
+    for note in notes:
+        logging.warning("lmsd: %s", note)
 
 
 # ---- sentences; `progress` is the dict that `lmsd.distill` hands to its `progress`

@@ -3,7 +3,6 @@
 Everything here is told by the host or asked of it; there are no numerics.
 """
 
-import logging
 import os
 import re
 from pathlib import Path
@@ -211,15 +210,40 @@ class Prompts:
         return [held.cond for _, _, held in self.batched]
 
 
-def warn(schedule: lmsd.Schedule, guider, x) -> None:
-    """Says in the log where guidance scale or resolution are not what the schedule was made for."""
-    made, scale = schedule.made_for, guidance(guider)
-    wanted = made.get("guidance_range") or [made.get("guidance_scale")] * 2
-    if None not in (*wanted, scale) and not 0.999 * wanted[0] <= scale <= 1.001 * wanted[1]:
-        words = " to ".join(f"{end:g}" for end in sorted(set(wanted)))
-        logging.warning("lmsd: the schedule was made for guidance scale %s; this run has %g", words, scale)
-    shape = made.get("latent_shape")
-    if shape is not None and list(x.shape[1:]) != list(shape):
-        logging.warning(
-            "lmsd: the schedule was made for latents of %s; this run has %s", shape, list(x.shape[1:])
-        )
+def check(schedule: lmsd.Schedule, about: dict) -> None:
+    """Raises ScheduleError where the model of `about` (see `describe`) is not one that a schedule is for.
+
+    Shift and lowest noise level only say how a model spreads the levels of other samplers: with the
+    schedule's own the result is the same, so they are among `differences`.
+    """
+    schedule.check(**{name: value for name, value in about.items() if name not in ("shift", "sigma_min")})
+
+
+def differences(schedule: lmsd.Schedule, model, guider, x) -> list[str]:
+    """Sentences on what a schedule was made for and this run has not; with all of them it runs.
+
+    `model`: a BaseModel or None; `guider`: of the run, or None; `x`: its state.
+    """
+    made, found = schedule.made_for, []
+
+    def differs(what, wanted, here):
+        found.append(f"the schedule was made for {what} {wanted}; this run has {here}")
+
+    scale = guidance(guider)
+    ends = made.get("guidance_range") or [made.get("guidance_scale")] * 2
+    if None not in (*ends, scale) and not 0.999 * ends[0] <= scale <= 1.001 * ends[1]:
+        differs("guidance scale", " to ".join(f"{end:g}" for end in sorted(set(ends))), f"{scale:g}")
+    if made.get("latent_shape") not in (None, list(x.shape[1:])):
+        differs("latents of", made["latent_shape"], list(x.shape[1:]))
+    if model is not None:
+        about = describe(model)
+        names = [name for name in ("shift", "sigma_min") if name in about and name in made]
+        for name in names[:1]:  # the lowest level of a flow model follows from the shift
+            if abs(about[name] - made[name]) > 1e-3 * max(about[name], made[name]):
+                words = "shift" if name == "shift" else "a lowest noise level of"
+                differs(words, f"{made[name]:g}", f"{about[name]:g}")
+        snapped = snaps(model.model_sampling)
+        if made.get("snapped") not in (None, snapped):
+            kinds = "any noise level", "the nearest of its training steps"
+            differs("a model that is told", kinds[made["snapped"]], f"one that is told {kinds[snapped]}")
+    return found

@@ -14,7 +14,7 @@ import lmsd
 from comfy.k_diffusion import sampling
 from lmsd.k_diffusion import fitting, sample_lmsd
 
-from . import host
+from . import display, host
 
 NAME = "lmsd"
 SETTING = "lmsd.KSampler"
@@ -46,7 +46,7 @@ def matching(about: dict, sigmas) -> lmsd.Schedule:
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             schedule = lmsd.Schedule.load(path)
-            schedule.check(**about)
+            host.check(schedule, about)
             if fitting(schedule, sigmas).nfe <= len(sigmas) - 1:
                 return schedule
             reasons.append(f"{path.name}: takes more steps")
@@ -64,5 +64,7 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         return x
     schedule = matching(host.describe(host.base_model(model)), sigmas)
     logging.info("lmsd: %s", schedule)
-    host.warn(schedule, model.inner_model, x)
+    notes = host.differences(schedule, host.base_model(model), model.inner_model, x)
+    display.log(notes)
+    display.warn(notes)
     return sample_lmsd(model, x, sigmas, extra_args, callback, disable, schedule)

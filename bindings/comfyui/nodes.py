@@ -57,7 +57,7 @@ class LoadDistilledSchedule:
     def load(self, schedule, model=None):
         loaded = lmsd.Schedule.load(host.schedule_path(schedule))
         if model is not None:
-            loaded.check(**host.describe_patched(model))
+            host.check(loaded, host.describe_patched(model))
         return (loaded,)
 
 

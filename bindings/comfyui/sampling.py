@@ -29,7 +29,7 @@ class Sample:
     def __init__(self, schedule: lmsd.Schedule):
         self.schedule = schedule
         self.sigmas = host_sigmas(schedule).tolist()
-        self.warned = weakref.WeakSet()
+        self.logged = weakref.WeakSet()  # guiders of which the log has what is to be said
         self.kept = collections.deque(maxlen=KEPT)  # (where in `sigmas`, the schedule that ran, Stopped)
 
     def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -38,21 +38,21 @@ class Sample:
         part = part_of(self.sigmas, sigmas)
         if part is None:
             raise ValueError(refusal([float(sigma) for sigma in sigmas], self.sigmas))
-        base = host.base_model(model)
+        base, guider = host.base_model(model), getattr(model, "inner_model", None)
         if base is not None:
-            self.schedule.check(**host.describe(base))
-        guider = getattr(model, "inner_model", None)
-        if guider is not None and guider not in self.warned:
-            self.warned.add(guider)
-            host.warn(self.schedule, guider, x)
+            host.check(self.schedule, host.describe(base))
+        first, last = part
+        schedule, after = self.up_to(first, x) if first else (self.schedule, None)
+        notes = host.differences(self.schedule, base, guider, x)
+        if first and after is None:
+            notes.append(
+                f"begins at sigma {self.sigmas[first]:.4g} without the steps before: their SAMPLER, or the "
+                "latent that they gave, is another one"
+            )
+        self.say(notes, guider)
         given = extra_args, callback, disable
         if part == (0, self.schedule.nfe):
             return sample_lmsd(model, x, self.sigmas, *given, self.schedule)
-        return self.part(model, x, *part, given)
-
-    def part(self, model, x, first: int, last: int, given: tuple):
-        """From level `first` of `sigmas` to level `last`."""
-        schedule, after = self.up_to(first, x) if first else (self.schedule, None)
         stop = schedule.nfe - (self.schedule.nfe - last)
         if stop <= (after.index if after else 0):  # of two calls at one level, the first without its history
             return x
@@ -67,12 +67,15 @@ class Sample:
         for last, schedule, stopped in reversed(self.kept):
             if last == first and same(stopped.x, x):
                 return schedule, stopped
-        sigma = float(self.schedule.sigmas[first])
-        display.tell(
-            f"begins at sigma {sigma:.4g} without the steps before: their SAMPLER, or the latent that they "
-            "gave, is another one"
-        )
-        return self.schedule.start_at(sigma), None
+        return self.schedule.start_at(float(self.schedule.sigmas[first])), None
+
+    def say(self, notes: list[str], guider) -> None:
+        """On the node each time; in the log once for each guider."""
+        if guider is None or guider not in self.logged:
+            display.log(notes)
+        display.warn(notes)
+        if guider is not None and notes:
+            self.logged.add(guider)
 
 
 def same(kept, x) -> bool:
@@ -106,7 +109,7 @@ def sampler_and_sigmas(schedule: lmsd.Schedule, model=None, denoise: float = 1.0
     the scheduler "simple" does, or above the first level with the whole schedule.
     """
     if model is not None:
-        schedule.check(**host.describe_patched(model))
+        host.check(schedule, host.describe_patched(model))
     if denoise < 1 and denoise > 0 and model is None:
         raise ValueError(
             "denoise below 1 needs the MODEL connected to Distilled Sampler: it knows the noise levels"

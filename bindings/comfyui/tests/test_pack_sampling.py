@@ -3,6 +3,8 @@
 import functools
 import logging
 import math
+import re
+from pathlib import Path
 
 import fake_comfy
 import lmsd
@@ -230,8 +232,7 @@ def made_for(schedule, **about):
 REFUSED = [
     ("family", Model("edm"), {"model": "SDXL"}, ("SDXL", "Toy")),
     ("sigma_max", Model("edm"), {"sigma_max": 60.0}, ("60", "80")),
-    ("sigma_min", Model("edm"), {"sigma_min": 0.01}, ("0.01", "0.002")),
-    ("shift", Model("flow"), {"shift": 1.5}, ("1.5", "3")),
+    ("sigma_max, flow", Model("flow"), {"sigma_max": 0.9}, ("0.9", "1")),
 ]
 
 
@@ -268,14 +269,14 @@ def test_a_schedule_of_the_other_process_is_refused(pack, host, made, used):
 
 
 def test_the_patched_shift_counts(pack, host):
-    """That of nodes such as ModelSamplingFlux, when it samples too."""
+    """That of nodes such as ModelSamplingFlux, when it samples too: with it there is nothing to say."""
     model = Model("flow")
     schedule = made_for(solved(pack, model), shift=1.5)
     model.add_object_patch("model_sampling", fake_comfy.sampling_of("flow", shift=1.5))
     sampler, sigmas = pack.run("LmsdSampler", schedule=schedule, model=model)
     latent = torch.zeros(1, 4, 2, 2)
     host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas)
-    assert model.model.calls == 4 and model.model.model_sampling.shift == 3.0
+    assert model.model.calls == 4 and model.model.model_sampling.shift == 3.0 and host.texts == []
 
 
 @pytest.mark.parametrize(("kind", "like"), [("image_to_image", "eps"), ("image_to_image_flow", "flow")])
@@ -328,6 +329,65 @@ def test_another_guidance_or_size_is_said_once(pack, host, caplog):
     assert len(said) == 1 and "guidance scale 3;" in said[0] and "7.5" in said[0]
     said = warnings_of(caplog, lambda: run(3.0, 4, times=2))
     assert len(said) == 1 and "[4, 2, 2]" in said[0] and "[4, 4, 4]" in said[0]
+
+
+DIFFERENCES = {
+    "shift": ("flow", {"shift": 1.5, "sigma_min": 0.0015}, "made for shift 1.5; this run has 3"),
+    "lowest level": ("edm", {"sigma_min": 0.01}, "made for a lowest noise level of 0.01; this run has 0.002"),
+    "guidance": ("edm", {"guidance_scale": 3.0}, "made for guidance scale 3; this run has 1"),
+    "size": (
+        "edm",
+        {"latent_shape": [4, 8, 8]},
+        r"made for latents of \[4, 8, 8\]; this run has \[4, 2, 2\]",
+    ),
+    "levels told": (
+        "eps",
+        {"snapped": False},
+        "told any noise level; this run has one that is told the nearest",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "about", "words"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_what_changes_no_result_is_said_on_the_node(pack, host, kind, about, words):
+    """Each time, and the file samples as one that says nothing does; with the model connected too."""
+    model = Model(kind)
+    plain = solved(pack, model)
+    latent = torch.zeros(1, 4, 2, 2)
+    results = []
+    for schedule in (plain, made_for(plain, **about)):
+        schedule.save(host.models / "lmsd_schedules" / "it.json")
+        schedule = pack.run("LmsdLoadSchedule", schedule="it.json", model=model)[0]
+        sampler, sigmas = pack.run("LmsdSampler", schedule=schedule, model=model)
+        for _ in range(2):
+            results.append(host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas))
+    assert all(torch.equal(one, results[0]) for one in results)
+    assert [node for node, _ in host.texts] == ["sample"] * 2
+    assert all(re.search(words, text) and text.count("made for") == 1 for _, text in host.texts)
+
+
+def test_several_differences_are_several_lines(pack, host):
+    model = Model("edm")
+    schedule = made_for(solved(pack, model), guidance_scale=3.0, latent_shape=[4, 8, 8])
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent = torch.zeros(1, 4, 2, 2)
+    host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas[1:])
+    ((_, text),) = host.texts
+    assert len(text.split("\n")) == 3
+
+
+def test_hosts_without_texts_on_nodes_show_a_toast(pack, host, monkeypatch, caplog):
+    server, sent = host.modules["server"].PromptServer.instance, []
+    monkeypatch.delattr(server, "send_progress_text")
+    monkeypatch.setattr(server, "send_sync", lambda event, data: sent.append((event, data)), raising=False)
+    model = Model("edm")
+    sampler, sigmas = pack.run("LmsdSampler", schedule=made_for(solved(pack, model), guidance_scale=3.0))
+    latent = torch.zeros(1, 4, 2, 2)
+    host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas)
+    ((event, data),) = sent
+    assert event == "lmsd.notice" and data["node"] == "sample" and "guidance scale 3" in data["text"]
+    assert "guidance scale 3" in caplog.text
+    assert event in (Path(fake_comfy.__file__).parents[1] / "web" / "js" / "settings.js").read_text("utf-8")
 
 
 def test_guidance_in_the_conditioning_counts_at_cfg_1(pack, host, caplog):

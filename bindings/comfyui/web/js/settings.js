@@ -1,3 +1,4 @@
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 app.registerExtension({
@@ -11,4 +12,10 @@ app.registerExtension({
       defaultValue: false,
     },
   ],
+  setup() {
+    // of hosts without texts on nodes
+    api.addEventListener("lmsd.notice", ({ detail }) => {
+      app.extensionManager?.toast?.add({ severity: "warn", summary: "lmsd", detail: detail.text, life: 15000 });
+    });
+  },
 });
