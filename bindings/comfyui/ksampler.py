@@ -1,18 +1,19 @@
 """Schedules in the KSampler drop-down: only for those who ask for it in the settings.
 
-KSampler picks noise levels by itself and has no input for a schedule. The entry "lmsd" takes the newest file
-in models/lmsd_schedules that was made for the model and has as many steps.
+KSampler picks noise levels by itself and has no input for a schedule. The entry "lmsd" takes the file in
+models/lmsd_schedules that fits model, guidance scale and steps best, and says on the node which.
 """
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import comfy.samplers
 import folder_paths
 import lmsd
 from comfy.k_diffusion import sampling
-from lmsd.k_diffusion import fitting, sample_lmsd
+from lmsd.k_diffusion import SAME, ended_at, fitting, sample_lmsd
 
 from . import display, host
 
@@ -39,32 +40,81 @@ def offer() -> None:
             names.append(NAME)
 
 
-def matching(about: dict, sigmas) -> lmsd.Schedule:
-    """The newest schedule made for this model and as many steps. Raises ValueError where there is none."""
-    reasons = []
-    paths = map(host.schedule_path, host.schedule_names())
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """The sampler function behind the entry."""
+    if len(sigmas) < 2:
+        return x
+    base, guider, steps = host.base_model(model), model.inner_model, len(sigmas) - 1
+    path, whole, schedule = fittest(host.describe(base), sigmas, host.guidance(guider), list(x.shape[1:]))
+    taken = f"{path.name}, {schedule.nfe} steps"
+    logging.info("lmsd: %s: %s", taken, whole)
+    notes = host.differences(whole, base, guider, x)
+    display.log(notes)
+    display.shown("\n".join([taken, *notes]))
+
+    def of_all(step):
+        """The callback, with steps counted as the host's bar does, which may have more."""
+        callback(step | {"i": (step["i"] + 1) * steps // schedule.nfe - 1})
+
+    levels = [schedule.sigma_start, *schedule.sigmas[1:]]
+    return sample_lmsd(model, x, levels, extra_args, callback and of_all, disable, schedule)
+
+
+def fittest(
+    about: dict, sigmas, scale: float | None, shape: list
+) -> tuple[Path, lmsd.Schedule, lmsd.Schedule]:
+    """Path, schedule and part of the file that fits best, of those for this model and as many steps.
+
+    First by guidance scale, then by the number of steps, which a part of a run may have fewer of; then by the
+    size of the latent and the shift, and last by its age. Raises ValueError where there is none.
+    """
+    found, reasons = [], []
+    for path in map(host.schedule_path, host.schedule_names()):
         try:
-            schedule = lmsd.Schedule.load(path)
-            host.check(schedule, about)
-            if fitting(schedule, sigmas).nfe <= len(sigmas) - 1:
-                return schedule
-            reasons.append(f"{path.name}: takes more steps")
+            whole = lmsd.Schedule.load(path)
+            host.check(whole, about)
+            schedule = part(whole, sigmas)
         except lmsd.Error as error:
             reasons.append(f"{path.name}: {error}")
+            continue
+        fewer, made = len(sigmas) - 1 - schedule.nfe, whole.made_for
+        if fewer < 0:
+            reasons.append(f"{path.name}: takes more steps")
+            continue
+        others = made.get("latent_shape") not in (None, shape), made.get("shift") != about.get("shift")
+        rank = (guidance_off(made, scale), fewer, *others, -path.stat().st_mtime)
+        found.append((rank, path, whole, schedule))
+    if found:
+        return min(found, key=lambda one: one[0])[1:]
     raise ValueError(
         f"no file in models/{host.FOLDER} fits this model and {len(sigmas) - 1} steps. "
         + ("; ".join(reasons[:5]) or "There is none: distill one, or copy one there.")
     )
 
 
-def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """The sampler function behind the entry."""
-    if len(sigmas) < 2:
-        return x
-    schedule = matching(host.describe(host.base_model(model)), sigmas)
-    logging.info("lmsd: %s", schedule)
-    notes = host.differences(schedule, host.base_model(model), model.inner_model, x)
-    display.log(notes)
-    display.warn(notes)
-    return sample_lmsd(model, x, sigmas, extra_args, callback, disable, schedule)
+def part(schedule: lmsd.Schedule, sigmas) -> lmsd.Schedule:
+    """What of a schedule goes from the first of the host's levels to the last; Error where it cannot.
+
+    KSampler (Advanced) may end above 0, with noise left over.
+    """
+    last, end = float(sigmas[-1]), schedule.sigma_end
+    if last > end + max(SAME * end, 1e-7 * schedule.sigma_start):
+        schedule = ended_at(schedule, last)
+        if float(sigmas[0]) >= schedule.sigma_start * (1 - SAME):
+            return schedule  # in however many steps
+    return fitting(schedule, sigmas)
+
+
+def guidance_off(made_for: dict, scale: float | None) -> float:
+    """How far a scale is from those that a schedule was made for: the logarithm of their quotient.
+
+    Where either is not known as much as for 10 %.
+    """
+    ends = made_for.get("guidance_range") or [made_for.get("guidance_scale")] * 2
+    if None in (*ends, scale):
+        return 0.1
+    if ends[0] * 0.999 <= scale <= ends[1] * 1.001:
+        return 0.0
+    if min(*ends, scale) <= 0:
+        return math.inf
+    return min(abs(math.log(scale / end)) for end in ends)

@@ -550,10 +550,10 @@ class Host:
         with torch.inference_mode():
             return guider.sample(noise, latent, sampler, sigmas, **options)
 
-    def ksampler(self, guider, noise, latent, name, steps, denoise=1.0, **options):
-        """The KSampler node with the scheduler "simple"."""
+    def ksampler(self, guider, noise, latent, name, steps, denoise=1.0, cut=slice(None), **options):
+        """The KSampler node with the scheduler "simple"; `cut`: of its levels, as the advanced one does."""
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        sigmas = simple_sigmas(sampling, int(steps / denoise))[-(steps + 1) :]
+        sigmas = simple_sigmas(sampling, int(steps / denoise))[-(steps + 1) :][cut]
         sampler = self.modules["comfy.samplers"].sampler_object(name)
         return self.sample(guider, noise, latent, sampler, sigmas, **options)
 

@@ -63,11 +63,11 @@ def test_it_is_added_in_place_and_once(host, load_pack):
         assert [list(names) for names in held] == [[*names, "lmsd"] for names in before]
 
 
-def saved(pack, host, name, age, **options):
-    """A handcrafted schedule as a file that is `age` seconds old."""
+def saved(pack, host, name, age, about=None, **options):
+    """A handcrafted schedule as a file that is `age` seconds old, made for `about`."""
     schedule = pack.run("LmsdSolver", **options)[0]
     made = options["model"].model
-    about = {"model": type(made.model_config).__name__}
+    about = {"model": type(made.model_config).__name__} | (about or {})
     schedule = lmsd.Schedule.from_json(schedule.to_dict() | {"made_for": about, "name": name})
     path = host.models / "lmsd_schedules" / f"{name}.json"
     schedule.save(path)
@@ -76,10 +76,17 @@ def saved(pack, host, name, age, **options):
     return schedule
 
 
-def run(host, model, steps, **options):
-    latent = torch.zeros(2, 4, 2, 2)
-    noise = RandomNoise(1).generate_noise({"samples": latent})
-    return host.ksampler(host.guider(model), noise, latent, "lmsd", steps, **options)
+def run(host, model, steps, cfg=1.0, latent=None, add_noise=True, **options):
+    latent = torch.zeros(2, 4, 2, 2) if latent is None else latent
+    noise = RandomNoise(1).generate_noise({"samples": latent}) * add_noise
+    return host.ksampler(host.guider(model, cfg), noise, latent, "lmsd", steps, **options)
+
+
+def taken(host):
+    """The file that the node named last."""
+    node, text = host.texts[-1]
+    assert node == "sample"
+    return text.split(".json, ")[0]
 
 
 def by_node(pack, host, model, schedule):
@@ -89,7 +96,7 @@ def by_node(pack, host, model, schedule):
     return host.sample(host.guider(model), noise, latent, sampler, sigmas)
 
 
-def test_the_newest_file_for_model_and_steps_is_taken(asked, host):
+def test_of_files_that_fit_alike_the_newest_is_taken(asked, host):
     model, other = Model("edm"), Model("edm", name="SDXL")
     newest = saved(asked, host, "newest", 10_000, model=model, steps=4, rho=5.0)
     saved(asked, host, "older", 20_000, model=model, steps=4)
@@ -108,6 +115,72 @@ def test_the_callback_counts_the_hosts_steps(asked, host):
     saved(asked, host, "four", 0, model=model, steps=4)
     run(host, model, 4, callback=lambda *step: seen.append((step[0], step[3])))
     assert seen == [(i, 4) for i in range(4)]
+
+
+SCALES = {
+    "3 of 1, 3 and 8": (3.0, "made for 3"),
+    "1 of 1, 3 and 8": (1.0, "made for 1"),
+    "2.9 is nearest to 3": (2.9, "made for 3"),
+    "6 is in a range": (6.0, "made for 5 to 7"),
+}
+
+
+@pytest.mark.parametrize(("scale", "file"), SCALES.values(), ids=SCALES)
+def test_the_guidance_scale_decides_before_age(asked, host, scale, file):
+    """The node names the file, and what differs all the same."""
+    model = Model("edm")
+    ages = {"made for 8": 1, "made for 1": 2, "unknown": 3, "made for 3": 4}
+    for name, age in ages.items():
+        about = {"guidance_scale": float(name[-1])} if "for" in name else {}
+        saved(asked, host, name, 1000 * age, about, model=model, steps=4)
+    saved(asked, host, "made for 5 to 7", 9000, {"guidance_range": [5.0, 7.0]}, model=model, steps=4)
+    run(host, model, 4, scale)
+    assert taken(host) == file
+    assert ("made for guidance scale 3; this run has 2.9" in host.texts[-1][1]) == (scale == 2.9)
+
+
+def test_then_size_and_shift_decide(asked, host):
+    model = Model("flow")
+    saved(asked, host, "size", 3000, {"latent_shape": [4, 2, 2], "shift": 3.0}, model=model, steps=4)
+    saved(asked, host, "other size", 2000, {"latent_shape": [4, 9, 9], "shift": 3.0}, model=model, steps=4)
+    saved(asked, host, "other shift", 1000, {"latent_shape": [4, 2, 2], "shift": 1.0}, model=model, steps=4)
+    run(host, model, 4)
+    assert taken(host) == "size"
+
+
+@pytest.mark.parametrize("kind", ["eps", "edm", "flow"])
+@pytest.mark.parametrize("denoise", [0.3, 0.5, 0.8])
+def test_below_denoise_1_a_family_has_the_steps_asked_for(asked, host, kind, denoise):
+    model = Model(kind)
+    for steps in range(3, 25):
+        saved(asked, host, f"{steps:02d}", 100 * steps, model=model, steps=steps, grid="auto")
+    run(host, model, 5, denoise=denoise)
+    assert model.model.calls == 5 and int(taken(host)) > 5
+
+
+def test_the_bar_ends_full_where_there_are_fewer_steps(asked, host):
+    model, seen = Model("edm"), []
+    saved(asked, host, "five", 0, model=model, steps=5)
+    run(host, model, 5, denoise=0.5, callback=lambda *step: seen.append((step[0], step[3])))
+    assert 1 < len(seen) == model.model.calls < 5
+    assert seen[-1] == (4, 5) and seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("kind", ["eps", "edm", "flow"])
+def test_noise_left_over_for_another_sampler(asked, host, kind):
+    """KSampler (Advanced) to step 4 and from step 4 of 8: as near as one run, in as many steps at most."""
+    model = Model(kind)
+    for steps in range(2, 17):
+        saved(asked, host, f"{steps:02d}", steps, model=model, steps=steps, solver="dpmpp_2m")
+    whole = run(host, model, 8)
+    assert model.model.calls == 8
+    head = run(host, model, 8, cut=slice(0, 5))
+    assert 8 < model.model.calls <= 12
+    tail = run(host, model, 8, cut=slice(4, None), latent=head, add_noise=False)
+    assert 12 < model.model.calls <= 16
+    many = by_node(asked, host, model, asked.run("LmsdSolver", model=model, solver="dpmpp_3m", steps=100)[0])
+    assert (tail - many).norm() < 1.3 * (whole - many).norm()
+    assert (tail - many).norm() < 0.6 * (head - many).norm()
 
 
 @pytest.mark.parametrize("kind", ["eps", "edm", "flow"])

@@ -7,7 +7,7 @@ app.registerExtension({
     {
       id: "lmsd.KSampler",
       name: "Offer distilled schedules in the KSampler list (restart ComfyUI)",
-      tooltip: "Adds the sampler 'lmsd', which takes the newest fitting file from models/lmsd_schedules.",
+      tooltip: "Adds the sampler 'lmsd', which takes the file that fits best from models/lmsd_schedules.",
       type: "boolean",
       defaultValue: false,
     },

@@ -6,6 +6,7 @@ levels by itself; a schedule's levels and weights are one thing, so all that is 
 where it starts, where it ends and how many steps it has.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,6 +118,32 @@ def part_of(levels: Sequence[float], sigmas: "Tensor | Sequence[float]") -> tupl
         if all(abs(a - b) <= SAME * max(a, b) for a, b in zip(given, own, strict=True)):
             return first, first + len(given) - 1
     return None
+
+
+def ended_at(schedule: _core.Schedule, sigma: float) -> _core.Schedule:
+    """The schedule that stops at noise level `sigma`, between its ends; cf. `Schedule.start_at`.
+
+    The state nearest to `sigma` in log sigma moves there, and the nodes from it on are dropped; a first node
+    that is not above `sigma` moves to `sigma_start`. The record of distances goes: it is about the whole.
+    """
+    if not schedule.sigma_end < sigma < schedule.sigma_start:
+        ends = f"above {schedule.sigma_end:g} and below {schedule.sigma_start:g}"
+        raise Error(f"sigma is {sigma:g}; this schedule can stop {ends}", Status.MISMATCH)
+    file = schedule.to_dict()
+    nodes, levels = file["nodes"], schedule.sigmas
+    if levels[0] <= sigma:
+        levels[0] = nodes[0]["sigma"] = schedule.sigma_start
+        if schedule.process == "flow":
+            nodes[0]["scale"] = min(nodes[0]["scale"], 1 / schedule.sigma_start)
+
+    def far(end):
+        return abs(math.log(levels[end] / sigma)) if levels[end] > 0 else math.inf
+
+    end = min((end for end in range(1, schedule.nfe + 1) if levels[end - 1] > sigma), key=far)
+    file |= {"nodes": nodes[:end], "nfe": end, "sigma_end": sigma}
+    if "made_by" in file:
+        file["made_by"] = {"method": schedule.made_by["method"]} if "method" in schedule.made_by else {}
+    return _core.Schedule.from_json(file)
 
 
 def sample_part(
