@@ -247,3 +247,24 @@ def differences(schedule: lmsd.Schedule, model, guider, x) -> list[str]:
             kinds = "any noise level", "the nearest of its training steps"
             differs("a model that is told", kinds[made["snapped"]], f"one that is told {kinds[snapped]}")
     return found
+
+
+# ---- inpainting
+
+
+def keep_known(x, model, extra_args: dict | None, schedule: lmsd.Schedule):
+    """The end point `x` of a run of `schedule`, with what a noise mask keeps exactly as it was.
+
+    The host puts the known image into every prediction. The last row of a fit sums to nearly 1, so a little
+    of that image is missing, or too much, wherever the mask is below 1.
+    """
+    extra_args = extra_args or {}
+    mask, image = extra_args.get("denoise_mask"), getattr(model, "latent_image", None)
+    if mask is None or image is None or schedule.sigma_end > 0:
+        return x
+    change = (extra_args.get("model_options") or {}).get("denoise_mask_function")
+    if change is not None:  # such as Differential Diffusion's: as the last call had it
+        sigma = x.new_full((len(x),), float(schedule.sigmas[-2] * schedule.scales[-1]))
+        mask = change(sigma, mask, extra_options={"model": model.inner_model, "sigmas": model.sigmas})
+    missing = 1.0 - float(schedule.weights[-1].sum())
+    return torch.where(mask == 0, image, x + (1 - mask) * missing * image)

@@ -52,14 +52,15 @@ class Sample:
         self.say(notes, guider)
         given = extra_args, callback, disable
         if part == (0, self.schedule.nfe):
-            return sample_lmsd(model, x, self.sigmas, *given, self.schedule)
+            out = sample_lmsd(model, x, self.sigmas, *given, self.schedule)
+            return host.keep_known(out, model, extra_args, self.schedule)
         stop = schedule.nfe - (self.schedule.nfe - last)
         if stop <= (after.index if after else 0):  # of two calls at one level, the first without its history
             return x
         stopped = sample_part(model, x, schedule, stop, *given, after)
-        if last < self.schedule.nfe:
-            own = stopped._replace(x=stopped.x.to("cpu", copy=True))
-            self.kept.append((last, schedule, own))
+        if last == self.schedule.nfe:
+            return host.keep_known(stopped.x, model, extra_args, schedule)
+        self.kept.append((last, schedule, stopped._replace(x=stopped.x.to("cpu", copy=True))))
         return stopped.x
 
     def up_to(self, first: int, x) -> tuple[lmsd.Schedule, Stopped | None]:

@@ -372,6 +372,10 @@ class KSamplerX0Inpaint:
 
     def __call__(self, x, sigma, denoise_mask, model_options=None, seed=None):
         if denoise_mask is not None:
+            change = (model_options or {}).get("denoise_mask_function")
+            if change:
+                options = {"model": self.inner_model, "sigmas": self.sigmas}
+                denoise_mask = change(sigma, denoise_mask, extra_options=options)
             known = self.inner_model.inner_model.scale_latent_inpaint(
                 x=x, sigma=sigma, noise=self.noise, latent_image=self.latent_image
             )
@@ -474,7 +478,7 @@ class CFGGuider:
         try:
             if latent_image.count_nonzero():
                 latent_image = self.inner_model.process_latent_in(latent_image)
-            extra_args = {"model_options": {}, "seed": seed}
+            extra_args = {"model_options": dict(self.model_options), "seed": seed}
             out = sampler.sample(
                 self, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
             )

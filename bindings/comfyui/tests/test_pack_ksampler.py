@@ -193,6 +193,18 @@ def test_denoise_below_1(asked, host, kind):
     assert 2 <= len(heard) == model.model.calls <= 6
 
 
+def test_a_mask_keeps_the_known_region(asked, host):
+    model = Model("edm")
+    saved(asked, host, "four", 0, model=model, steps=4, lower_order_final=False)
+    file = lmsd.Schedule.load(host.models / "lmsd_schedules" / "four.json").to_dict()
+    file["nodes"][-1]["weights"] = [1.5, -0.47]
+    lmsd.Schedule.from_json(file).save(host.models / "lmsd_schedules" / "four.json")
+    known, mask = torch.full((2, 4, 2, 2), 0.7), torch.zeros(2, 4, 2, 2)
+    mask[..., 1:] = 1
+    out = run(host, model, 4, latent=known, denoise_mask=mask)
+    assert torch.equal(out[..., :1], known[..., :1]) and not torch.equal(out, known)
+
+
 def test_without_a_file_it_says_why(asked, host):
     model = Model("edm")
     with pytest.raises(ValueError, match="no file in models/lmsd_schedules .* 4 steps. There is none"):

@@ -106,17 +106,54 @@ def test_lists_without_a_step_are_survived(pack, host, sigmas):
     assert out.shape == latent.shape and out.isfinite().all() and model.model.calls == 0
 
 
-@pytest.mark.parametrize("kind", ["edm", "flow"])
-def test_a_mask_keeps_the_known_region(pack, host, kind):
+@pytest.mark.parametrize("part", [slice(None), slice(2, None)], ids=["whole", "tail"])
+@pytest.mark.parametrize("kind", ["eps", "edm", "flow"])
+def test_a_mask_keeps_the_known_region(pack, host, kind, part):
+    """To the last bit, whatever the last row sums to."""
     model = Model(kind)
-    sampler, sigmas = pack.run("LmsdSampler", schedule=pack.run("LmsdSolver", model=model)[0])
-    latent = torch.full((2, 4, 4, 4), 0.7)
+    schedule = solved(pack, model)
+    assert abs(schedule.weights[-1].sum() - 1) > 0.02
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    known = noise_like(torch.empty(2, 4, 4, 4), 5)
     mask = torch.zeros(2, 4, 4, 4)
     mask[..., 2:] = 1
+    out = host.sample(host.guider(model), noise_like(known), known, sampler, sigmas[part], denoise_mask=mask)
+    assert torch.equal(out[..., :2], known[..., :2])
+    assert (out[..., 2:] - known[..., 2:]).abs().mean() > 0.1
+
+
+def test_a_soft_mask_is_made_up_for_too(pack, host):
+    """By as much of the known image as the last row's sum lacks: as far as if it summed to 1."""
+    model = Model("edm")
+    schedule = solved(pack, model)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent, mask = torch.full((2, 4, 4, 4), 0.7), torch.full((2, 4, 4, 4), 0.25)
     options = {"denoise_mask": mask}
-    out = host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas, **options)
-    torch.testing.assert_close(out[..., :2], latent[..., :2], rtol=0, atol=1e-5)
-    assert (out[..., 2:] - latent[..., 2:]).abs().mean() > 0.1
+    got = host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas, **options)
+    inner = sampler.sampler_function
+    sampler.sampler_function = lambda model, x, sigmas, extra_args, callback, disable: inner(
+        lambda x, sigma, **named: model(x, sigma, **extra_args), x, sigmas, None, callback, disable
+    )
+    plain = host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas, **options)
+    lacking = 1 - float(schedule.weights[-1].sum())
+    torch.testing.assert_close(got - plain, 0.75 * lacking * latent, rtol=1e-3, atol=1e-5)
+
+
+def test_a_mask_that_changes_with_the_noise(pack, host):
+    """Differential Diffusion: the mask of the last call counts."""
+    model = Model("edm")
+    sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model))
+    levels = []
+
+    def change(sigma, mask, extra_options):
+        levels.append(float(sigma[0]))
+        assert set(extra_options) == {"model", "sigmas"}
+        return (mask >= 0.5).to(mask.dtype)
+
+    model.model_options["denoise_mask_function"] = change
+    latent, mask = noise_like(torch.empty(1, 4, 4, 4), 5), torch.full((1, 4, 4, 4), 0.3)
+    out = host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas, denoise_mask=mask)
+    assert torch.equal(out, latent) and levels[-1] == pytest.approx(levels[-2])
 
 
 def test_the_callback_hears_every_step(pack, host):
