@@ -170,6 +170,15 @@ def prompts(schedule: lmsd.Schedule, count: int) -> str:
     return f"; of {count} prompts {fitted} were fitted to, {decide} decided"
 
 
+def not_saved(unsaved: dict[str, str]) -> str:
+    """Which files could not be written and why; the schedule is of use all the same."""
+    reasons = "; ".join(dict.fromkeys(unsaved.values()))
+    return (
+        f"; NOT SAVED: {', '.join(unsaved)} ({reasons}). This workflow goes on with the schedule, and the "
+        "log has its text"
+    )
+
+
 def too_short(minutes: float, calls: int) -> str:
     """What to do where the time was over before the first result."""
     return (

@@ -87,6 +87,7 @@ class Distillation:
         self.scales = host.guidance_scales(guider, settings.cfg_to)
         self.samples = latents(guider, latent, settings.batch_size)
         self.found, self.out_of_time = {}, False
+        self.unsaved = {}  # names of files that could not be written, with the reason
 
     def run(self) -> None:
         """Has the host sample, which distills. Raises what ended it before there was a result."""
@@ -114,8 +115,10 @@ class Distillation:
             minutes = f"{self.settings.minutes:g} minutes were over"
             more = f"; {minutes}: with more the same node goes on from there"
             logging.warning("lmsd: %s; kept for a run with more: %s", minutes, self.checkpoint)
-        else:
+        elif not self.unsaved:
             self.checkpoint.unlink(missing_ok=True)
+        if self.unsaved:
+            more += display.not_saved(self.unsaved)
         self.display.say(display.outcome(best) + display.prompts(best, self.prompts.count) + more)
         return best
 
@@ -268,8 +271,19 @@ class Distillation:
         for nfe, schedule in distilled.schedules.items():
             name = f"{self.settings.name}: {schedule.name}"
             self.found[nfe] = lmsd.Schedule.from_json(schedule.to_dict() | {"name": name})
-            self.found[nfe].save(self.files[nfe])
-            logging.info("lmsd: %s; saved %s", display.outcome(self.found[nfe]), self.files[nfe])
+            self.save(self.found[nfe], self.files[nfe])
+
+    def save(self, schedule: lmsd.Schedule, path) -> None:
+        """Where it cannot be written, as on a full disk, the log gets its text and `unsaved` the reason."""
+        words = display.outcome(schedule)
+        try:
+            schedule.save(path)
+        except (lmsd.Error, OSError) as error:
+            self.unsaved[path.name] = str(error)
+            logging.error("lmsd: %s; not saved: %s. The file would be:\n%s", words, error, schedule.to_json())
+        else:
+            self.unsaved.pop(path.name, None)
+            logging.info("lmsd: %s; saved %s", words, path)
 
     def calls_to_compare(self, config: dict) -> int:
         """How many model calls `compare` takes."""

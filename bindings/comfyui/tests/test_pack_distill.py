@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import fake_comfy
+import lmsd
 import pytest
 import torch
 from fake_comfy import Model, RandomNoise, conditioning
@@ -208,6 +209,46 @@ def test_a_folder_that_cannot_be_written_is_found_at_the_start(pack, host):
     with pytest.raises(OSError):
         distill(pack, model)
     assert model.model.calls == 0
+
+
+def full_disk(monkeypatch, full=lambda path: True):
+    """Saving fails as it does there; the library's own words."""
+    save = lmsd.Schedule.save
+
+    def failing(self, path):
+        if full(path):
+            raise lmsd.Error(f"{path}: No space left on device (os error 28)", lmsd.Status.IO)
+        save(self, path)
+
+    monkeypatch.setattr(lmsd.Schedule, "save", failing)
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_full_disk_loses_no_schedule(pack, host, monkeypatch, caplog, compare):
+    """It goes downstream, the node says what could not be written, and the log has its text."""
+    full_disk(monkeypatch)
+    schedule = distill(pack, Model("edm"), compare=compare)
+    assert schedule.made_by["improved"] and files(host) == [] and left(host) == ["toy checkpoint.jsonl"]
+    last = host.texts[-1][1]
+    assert "NOT SAVED: toy nfe02.json" in last and "No space left" in last and "times nearer" in last
+    assert schedule.to_json() in caplog.text
+    assert end(pack, host, Model("edm"), schedule).isfinite().all()
+
+
+def test_what_fits_on_the_disk_is_saved(pack, host, monkeypatch):
+    full_disk(monkeypatch, lambda path: "nfe01" in path.name)
+    schedule = distill(pack, Model("edm"), nfe_from=1)
+    assert files(host) == ["toy nfe02.json"] and schedule.nfe == 2
+    assert "NOT SAVED: toy nfe01.json (" in host.texts[-1][1]
+
+
+def test_an_interrupt_on_a_full_disk_leaves_the_text_in_the_log(pack, host, monkeypatch, caplog):
+    full_disk(monkeypatch)
+    model = Model("edm")
+    model.model.on_call = lambda calls: any(AT["fit"](text) for _, text in host.texts) and host.interrupt()
+    with pytest.raises(host.Interrupt):
+        distill(pack, model)
+    assert '"nodes"' in caplog.text and files(host) == [] and left(host) == ["toy checkpoint.jsonl"]
 
 
 LATENTS = {"video": (1, 4, 2, 2, 2), "of 2 channels": (1, 2, 2, 2), "a batch of 3": (3, 4, 2, 2)}
