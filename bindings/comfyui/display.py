@@ -13,6 +13,10 @@ import latent_preview
 import lmsd
 
 PREVIEW_EVERY = 1.0  # seconds
+CACHES = (
+    "Bypass nodes that reuse results of earlier steps (TeaCache, MagCache, First Block Cache) while you "
+    "distill; you can sample with them"
+)
 
 
 class Display:

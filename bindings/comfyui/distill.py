@@ -198,8 +198,9 @@ class Distillation:
     def denoised(self, x, sigma: float):
         """The host's prediction of x0. Where it fails `x` comes back, and `progress` ends the run."""
         levels = x.new_full((x.shape[0],), sigma)
+        extra_args = host.with_levels(self.extra_args, [sigma, 0.0], x, caches_off_for=self.sampling)
         try:
-            out = self.display.guarded(lambda: self.wrapped(x, levels, **self.extra_args))
+            out = self.display.guarded(lambda: self.wrapped(x, levels, **extra_args))
         except Exception as error:  # such as no memory left
             self.display.interrupt.note(error)
             out = None
@@ -219,6 +220,8 @@ class Distillation:
         try:
             distilled = self.fit_from_checkpoint(options, comparison)
         except lmsd.Error as error:
+            if "asked again" in str(error):
+                raise lmsd.Error(f"{error}. {display.CACHES}", error.status) from None
             if error.status != lmsd.Status.STOPPED:
                 raise
             if not self.display.interrupt:

@@ -249,6 +249,29 @@ def differences(schedule: lmsd.Schedule, model, guider, x) -> list[str]:
     return found
 
 
+# ---- what patches of a model are told
+
+
+def with_levels(extra_args: dict | None, levels, x, caches_off_for=None) -> dict:
+    """`extra_args` for a run whose model calls are at `levels`, the last of which is where it ends.
+
+    Context windows, TeaCache and others look the level of a call up in `sample_sigmas`, which the host filled
+    with SIGMAS; where it is not found some of them raise. `caches_off_for`: a model_sampling, where no call
+    may know of the one before; EasyCache and LazyCache then get a fresh state, and what looks at the list
+    finds itself at the first step of a run.
+    """
+    extra_args = dict(extra_args or {})
+    if "model_options" not in extra_args:  # another caller than the host
+        return extra_args
+    model_options = dict(extra_args["model_options"] or {})
+    told = dict(model_options.get("transformer_options") or {})
+    told["sample_sigmas"] = torch.tensor([float(level) for level in levels], dtype=x.dtype, device=x.device)
+    cache = told.get("easycache")
+    if caches_off_for is not None and hasattr(cache, "prepare_timesteps"):
+        told["easycache"] = cache.clone().prepare_timesteps(caches_off_for)
+    return extra_args | {"model_options": model_options | {"transformer_options": told}}
+
+
 # ---- inpainting
 
 

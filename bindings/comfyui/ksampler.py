@@ -57,7 +57,8 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
         callback(step | {"i": (step["i"] + 1) * steps // schedule.nfe - 1})
 
     levels = [schedule.sigma_start, *schedule.sigmas[1:]]
-    out = sample_lmsd(model, x, levels, extra_args, callback and of_all, disable, schedule)
+    told = host.with_levels(extra_args, [*(schedule.scales * schedule.sigmas[:-1]), schedule.sigma_end], x)
+    out = sample_lmsd(model, x, levels, told, callback and of_all, disable, schedule)
     return host.keep_known(out, model, extra_args, schedule)
 
 

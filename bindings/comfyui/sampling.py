@@ -50,12 +50,14 @@ class Sample:
                 "latent that they gave, is another one"
             )
         self.say(notes, guider)
-        given = extra_args, callback, disable
+        stop = schedule.nfe - (self.schedule.nfe - last)
+        at = slice(after.index if after else 0, stop)
+        levels = [*(schedule.scales * schedule.sigmas[:-1])[at], schedule.sigmas[stop]]
+        given = host.with_levels(extra_args, levels, x), callback, disable
         if part == (0, self.schedule.nfe):
             out = sample_lmsd(model, x, self.sigmas, *given, self.schedule)
             return host.keep_known(out, model, extra_args, self.schedule)
-        stop = schedule.nfe - (self.schedule.nfe - last)
-        if stop <= (after.index if after else 0):  # of two calls at one level, the first without its history
+        if stop <= at.start:  # of two calls at one level, the first without its history
             return x
         stopped = sample_part(model, x, schedule, stop, *given, after)
         if last == self.schedule.nfe:

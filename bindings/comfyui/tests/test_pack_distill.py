@@ -365,6 +365,41 @@ def test_noise_that_no_seed_changes_is_refused(pack, host):
     assert model.model.calls == 0 and files(host) == []
 
 
+PATCHES = {"context windows": {"context_windows": 16}, "a cache": {"easycache": fake_comfy.LazyCache(0.5)}}
+
+
+@pytest.mark.parametrize("node", ["model", "guider"])
+@pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)
+def test_patches_that_know_of_steps(pack, host, patch, node):
+    """Core's context windows and caches: they distill as the plain model, and no call is left out."""
+
+    def run(model):
+        if node == "model":
+            return distill(pack, model)
+        return distill_guider(pack, host.guider(model, 1.0, None, conditioning(-0.5)), RandomNoise(0))
+
+    want = run(Model("edm"))
+    model = Model("edm")
+    model.model_options["transformer_options"] = dict(patch)
+    got = run(model)
+    assert got.to_dict()["nodes"] == want.to_dict()["nodes"]
+
+
+def test_a_cache_that_cannot_be_reset_is_named(pack, host):
+    """As of packs that keep their state in the model."""
+    model, kept = Model("edm"), []
+    network = model.model.network
+
+    def cached(scaled, timestep, label):
+        kept.append(network(scaled, timestep, label))
+        return kept[-1 if len(kept) % 3 else -2]
+
+    model.model.network = cached
+    with pytest.raises(lmsd.Error, match="asked again.*Bypass nodes that reuse .*TeaCache"):
+        distill(pack, model)
+    assert files(host) == []
+
+
 def test_an_error_of_the_model_comes_out_as_it_is(pack, host):
     model, error = Model("edm"), RuntimeError("a layer of the model is missing")
 

@@ -446,6 +446,46 @@ def test_guidance_in_the_conditioning_counts_at_cfg_1(pack, host, caplog):
     assert warnings_of(caplog, lambda: run(7.0, 3.5, cfg1=7.0, cfg2=2.0)) == []
 
 
+# ---- other packs and patches
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(0, 3), slice(2, None)], ids=["whole", "head", "tail"])
+def test_patches_find_the_levels_of_the_calls(pack, host, part):
+    """Context windows and TeaCache look each of them up in a list: those that the model is told."""
+    model = Model("edm")
+    model.model_options["transformer_options"] = {"context_windows": 16, "other": "kept"}
+    sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model))
+    latent, seen = torch.zeros(1, 4, 2, 2), []
+    inner = sampler.sampler_function
+
+    def listening(model, x, sigmas, extra_args, callback, disable):
+        def told(x, sigma, **named):
+            options = named["model_options"]["transformer_options"]
+            seen.append(
+                ((options["sample_sigmas"] == sigma[0]).nonzero().item(), len(options["sample_sigmas"]))
+            )
+            assert options["other"] == "kept"
+            return model(x, sigma, **named)
+
+        out = inner(told, x, sigmas, extra_args, callback, disable)
+        assert extra_args["model_options"]["transformer_options"]["sample_sigmas"] is sigmas, "the host's own"
+        return out
+
+    sampler.sampler_function = listening
+    host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas[part])
+    steps = len(sigmas[part]) - 1
+    assert seen == [(i, steps + 1) for i in range(steps)]
+
+
+def test_a_cache_between_steps_works_as_with_any_sampler(pack, host):
+    model = Model("edm")
+    model.model_options["transformer_options"] = {"easycache": fake_comfy.LazyCache(3.0)}
+    sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model, steps=12))
+    latent = torch.zeros(1, 4, 2, 2)
+    out = host.sample(host.guider(model), noise_like(latent), latent, sampler, sigmas)
+    assert out.isfinite().all() and model.model.calls < 12
+
+
 # ---- denoise
 
 
