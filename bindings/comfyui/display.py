@@ -13,6 +13,7 @@ import latent_preview
 import lmsd
 
 PREVIEW_EVERY = 1.0  # seconds
+NO_SPACE = "What was measured is kept: with space on the disk the same node goes on from there"
 CACHES = (
     "Bypass nodes that reuse results of earlier steps (TeaCache, MagCache, First Block Cache) while you "
     "distill; you can sample with them"
@@ -181,6 +182,13 @@ def not_saved(unsaved: dict[str, str]) -> str:
         f"; NOT SAVED: {', '.join(unsaved)} ({reasons}). This workflow goes on with the schedule, and the "
         "log has its text"
     )
+
+
+def hint(error: lmsd.Error) -> str:
+    """What a user can do about what the library refuses; empty where its own words say it."""
+    if error.status == lmsd.Status.IO:
+        return NO_SPACE
+    return CACHES if "asked again" in str(error) else ""
 
 
 def too_short(minutes: float, calls: int) -> str:

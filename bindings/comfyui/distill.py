@@ -220,8 +220,8 @@ class Distillation:
         try:
             distilled = self.fit_from_checkpoint(options, comparison)
         except lmsd.Error as error:
-            if "asked again" in str(error):
-                raise lmsd.Error(f"{error}. {display.CACHES}", error.status) from None
+            if hint := display.hint(error):
+                raise lmsd.Error(f"{error}. {hint}", error.status) from None
             if error.status != lmsd.Status.STOPPED:
                 raise
             if not self.display.interrupt:

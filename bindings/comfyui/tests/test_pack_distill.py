@@ -235,6 +235,23 @@ def test_a_full_disk_loses_no_schedule(pack, host, monkeypatch, caplog, compare)
     assert end(pack, host, Model("edm"), schedule).isfinite().all()
 
 
+def test_a_disk_that_fills_while_it_distills(pack, host, monkeypatch):
+    """The error says that nothing is lost, which is so."""
+    distilled = lmsd.distill
+
+    def failing(*inputs, **options):
+        distilled(*inputs, **options)
+        raise lmsd.Error("checkpoint toy: No space left on device (os error 28)", lmsd.Status.IO)
+
+    model = Model("edm")
+    monkeypatch.setattr(lmsd, "distill", failing)
+    with pytest.raises(lmsd.Error, match="No space left .* with space on the disk the same node goes on"):
+        distill(pack, model)
+    monkeypatch.undo()
+    calls = model.model.calls
+    assert distill(pack, model).made_by["improved"] and model.model.calls - calls < 0.1 * calls
+
+
 def test_what_fits_on_the_disk_is_saved(pack, host, monkeypatch):
     full_disk(monkeypatch, lambda path: "nfe01" in path.name)
     schedule = distill(pack, Model("edm"), nfe_from=1)

@@ -1,0 +1,157 @@
+"""Runs in parts, masks and core's patches in the host, through its own nodes, without a server."""
+
+import inside
+import pytest
+from host import PACKS
+from test_pack_inside import odd_schedule
+
+BATCH, SEED = 6, 5
+LABELS = "0,1,2,3,4,5"
+
+
+@pytest.fixture(scope="module")
+def pack(digits, tmp_path_factory):
+    import folder_paths
+
+    folder_paths.models_dir = str(tmp_path_factory.mktemp("models"))
+    return inside.pack(PACKS["comfyui-lmsd"], "comfyui_lmsd_parts")
+
+
+def core(name):
+    """A module of the host's own nodes."""
+    import importlib
+
+    return importlib.import_module(f"comfy_extras.{name}")
+
+
+def made(pack, guider, prediction, denoise=1.0):
+    schedule = odd_schedule(guider.model_patcher.get_model_object("model_sampling"), prediction)
+    node = pack.NODE_CLASS_MAPPINGS["LmsdSampler"]()
+    return schedule, *node.make(schedule, denoise, guider.model_patcher)
+
+
+def run(digits, guiders, sampler, parts, samples=None, mask=None):
+    """SamplerCustomAdvanced, part after part; the first with RandomNoise, the others with DisableNoise."""
+    import torch
+
+    nodes = core("nodes_custom_sampler")
+    (latent,) = digits.DigitsLatent().empty(BATCH, False)
+    latent = latent if samples is None else {"samples": samples}
+    latent |= {} if mask is None else {"noise_mask": mask}
+    noise = nodes.Noise_RandomNoise(SEED)
+    with torch.inference_mode():
+        for guider, sigmas in zip(guiders, parts, strict=True):
+            node = nodes.SamplerCustomAdvanced
+            sample = node().sample if hasattr(node, "sample") else node.execute  # newer hosts
+            found = sample(noise, guider, sampler, sigmas, latent)
+            latent = getattr(found, "args", found)[0]
+            noise = nodes.Noise_EmptyNoise()
+    return latent["samples"]
+
+
+@pytest.mark.parametrize("prediction", ["edm", "eps", "v_prediction", "flow"])
+def test_two_parts_are_the_whole(digits, pack, prediction):
+    """Wherever they are cut, to the last bit, through the host's scaling of latents and noise."""
+    import torch
+
+    guider = inside.guider(digits, prediction, LABELS)
+    schedule, sampler, sigmas = made(pack, guider, prediction)
+    whole = run(digits, [guider], sampler, [sigmas])
+    for at in range(1, schedule.nfe):
+        assert torch.equal(run(digits, [guider] * 2, sampler, [sigmas[: at + 1], sigmas[at:]]), whole)
+
+
+def test_two_models_share_the_history(digits, pack):
+    """The second expert of a trajectory goes on with what the first predicted."""
+    import comfy.sample
+    import lmsd
+    import torch
+
+    first, second = inside.guider(digits, "edm", LABELS, 3.0), inside.guider(digits, "edm", LABELS, 1.0)
+    schedule, sampler, sigmas = made(pack, first, "edm")
+    got = run(digits, [first, second], sampler, [sigmas[:3], sigmas[2:]])
+    (latent,) = digits.DigitsLatent().empty(BATCH, False)
+    noise = comfy.sample.prepare_noise(latent["samples"], SEED)
+    denoised = {}
+
+    def asked(guider, x, sigma):
+        def once(model, x, extra_args, at=x):
+            denoised["x0"] = model(at, at.new_full((len(at),), sigma), **extra_args)
+            return x
+
+        inside.sample(digits, guider, once, BATCH, noise=noise, seed=SEED)
+        return denoised["x0"]
+
+    with torch.inference_mode():
+        steps = lmsd.Sampler(schedule, noise * (1 + schedule.sigma_start**2) ** 0.5)
+        for x, sigma in steps:
+            steps.step(asked(first if steps.index < 2 else second, x, sigma))
+    torch.testing.assert_close(got, steps.result, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_keeps_the_known_region(digits, pack):
+    """As exactly as euler of the host does."""
+    import comfy.samplers
+    import torch
+
+    guider = inside.guider(digits, "edm", LABELS)
+    schedule, sampler, sigmas = made(pack, guider, "edm")
+    assert abs(schedule.weights[-1].sum() - 1) > 0.02
+    known = torch.rand(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    mask = torch.zeros(1, 8, 8)
+    mask[..., 4:] = 1
+    euler = comfy.samplers.sampler_object("euler")
+    theirs = run(digits, [guider], euler, [sigmas], known, mask)
+    ours = run(digits, [guider], sampler, [sigmas], known, mask)
+    assert torch.equal(theirs[..., :4], known[..., :4]) and torch.equal(ours[..., :4], known[..., :4])
+    assert (ours[..., 4:] - known[..., 4:]).abs().mean() > 0.1
+
+
+PATCHES = {
+    "LazyCache": ("nodes_easycache", "LazyCacheNode", (0.2, 0.15, 0.95, False)),
+    "context windows": (
+        "nodes_context_windows",
+        "ContextWindowsManualNode",
+        (4, 1, "standard_static", 1, False, "pyramid", 0),
+    ),
+}
+
+
+@pytest.fixture(params=PATCHES)
+def patched(request, digits, comfyui):
+    """A guider of the digits model with one of core's patches."""
+    module, name, options = PATCHES[request.param]
+    if not (comfyui / "comfy_extras" / f"{module}.py").is_file():
+        pytest.skip(f"this host has no {name}")
+    guider = inside.guider(digits, "edm", LABELS)
+    made = getattr(core(module), name).execute(guider.model_patcher, *options)
+    guider.model_patcher = made.args[0]
+    guider.model_options = guider.model_patcher.model_options
+    return guider
+
+
+def test_patches_of_core_sample(digits, pack, patched):
+    import torch
+
+    _, sampler, sigmas = made(pack, patched, "edm")
+    whole = run(digits, [patched], sampler, [sigmas])
+    assert whole.isfinite().all()
+    head = run(digits, [patched], sampler, [sigmas[:3]])
+    assert torch.isfinite(head).all()
+
+
+def test_patches_of_core_distill(digits, pack, patched):
+    """LazyCache to the very schedule of the plain model, since it is off."""
+    import torch
+
+    settings = {"nfe": 2, "nfe_from": 0, "trajectories": 8, "batch_size": 6, "minutes": 0.0, "compare": False}
+    found = {}
+    for name, guider in {"plain": inside.guider(digits, "edm", LABELS), "patched": patched}.items():
+        with torch.inference_mode():
+            node = pack.NODE_CLASS_MAPPINGS["LmsdDistillGuider"]()
+            noise = core("nodes_custom_sampler").Noise_RandomNoise(1)
+            (latent,) = digits.DigitsLatent().empty(1, False)
+            (found[name],) = node.run(guider, noise, latent, name=name, **settings)
+    assert found["patched"].made_by["improved"]
+    if "easycache" in patched.model_options.get("transformer_options", {}):
+        assert found["patched"].to_dict()["nodes"] == found["plain"].to_dict()["nodes"]
