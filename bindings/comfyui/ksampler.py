@@ -102,7 +102,7 @@ def part(schedule: lmsd.Schedule, sigmas) -> lmsd.Schedule:
     last, end = float(sigmas[-1]), schedule.sigma_end
     if last > end + max(SAME * end, 1e-7 * schedule.sigma_start):
         schedule = ended_at(schedule, last)
-        if float(sigmas[0]) >= schedule.sigma_start * (1 - SAME):
+        if abs(float(sigmas[0]) - schedule.sigma_start) <= SAME * schedule.sigma_start:
             return schedule  # in however many steps
     return fitting(schedule, sigmas)
 

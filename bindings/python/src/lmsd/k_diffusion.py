@@ -186,5 +186,5 @@ def sample_part(
             bar.update()
     rows = enumerate(schedule.weights)
     oldest = min((m + 1 - len(row) for m, row in rows if m >= stop), default=stop)
-    kept = [own.cpu() if n >= oldest else None for n, own in enumerate(predictions)]
+    kept = [own.to("cpu", copy=True) if n >= oldest else None for n, own in enumerate(predictions)]
     return Stopped(stop, run.result, kept)
