@@ -92,7 +92,7 @@ def refusal(given: list[float], own: list[float]) -> str:
         return (
             "these SIGMAS run upwards, as those of FlipSigmas. A distilled schedule cannot be run backwards: "
             "its steps use earlier predictions, and its last one leaves nothing of the noise. Go up with "
-            "another sampler, such as euler with 20 steps, and down again with this one"
+            "another sampler, such as euler with 20 steps or more, and down again with this one"
         )
     return (
         f"these SIGMAS ({words(given)}) are neither those of the schedule ({words(own)}) nor a part of them: "
