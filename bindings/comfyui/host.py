@@ -265,6 +265,8 @@ def with_levels(extra_args: dict | None, levels, x, caches_off_for=None) -> dict
         return extra_args
     model_options = dict(extra_args["model_options"] or {})
     told = dict(model_options.get("transformer_options") or {})
+    if caches_off_for is not None and "context_handler" in model_options:
+        levels = levels[:1]  # 0.3.64 compares the list with the levels of a whole batch
     told["sample_sigmas"] = torch.tensor([float(level) for level in levels], dtype=x.dtype, device=x.device)
     cache = told.get("easycache")
     if caches_off_for is not None and hasattr(cache, "prepare_timesteps"):

@@ -90,7 +90,7 @@ def test_two_models_share_the_history(digits, pack):
 
 
 def test_a_mask_keeps_the_known_region(digits, pack):
-    """As exactly as euler of the host does."""
+    """Exactly; euler of the host does so but for rounding."""
     import comfy.samplers
     import torch
 
@@ -103,7 +103,8 @@ def test_a_mask_keeps_the_known_region(digits, pack):
     euler = comfy.samplers.sampler_object("euler")
     theirs = run(digits, [guider], euler, [sigmas], known, mask)
     ours = run(digits, [guider], sampler, [sigmas], known, mask)
-    assert torch.equal(theirs[..., :4], known[..., :4]) and torch.equal(ours[..., :4], known[..., :4])
+    torch.testing.assert_close(theirs[..., :4], known[..., :4], rtol=0, atol=1e-5)
+    assert torch.equal(ours[..., :4], known[..., :4])
     assert (ours[..., 4:] - known[..., 4:]).abs().mean() > 0.1
 
 
@@ -131,13 +132,10 @@ def patched(request, digits, comfyui):
 
 
 def test_patches_of_core_sample(digits, pack, patched):
-    import torch
-
+    """0.3.64 compares a list of levels with a batch of them, so both must be as long: 6."""
     _, sampler, sigmas = made(pack, patched, "edm")
-    whole = run(digits, [patched], sampler, [sigmas])
-    assert whole.isfinite().all()
-    head = run(digits, [patched], sampler, [sigmas[:3]])
-    assert torch.isfinite(head).all()
+    assert len(sigmas) == BATCH
+    assert run(digits, [patched], sampler, [sigmas]).isfinite().all()
 
 
 def test_patches_of_core_distill(digits, pack, patched):

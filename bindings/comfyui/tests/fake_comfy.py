@@ -482,7 +482,8 @@ class CFGGuider:
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         told = (model_options or {}).get("transformer_options", {})
-        if "context_windows" in told and not torch.isclose(told["sample_sigmas"], timestep[0]).any():
+        windows = "context_handler" in (model_options or {})
+        if windows and not torch.isclose(told["sample_sigmas"], timestep).any():  # of one image, or one level
             raise Exception("No sample_sigmas matched current timestep; something went wrong.")
         guided = functools.partial(self.guided, x, timestep)
         return told["easycache"](x, level(timestep), guided) if "easycache" in told else guided()

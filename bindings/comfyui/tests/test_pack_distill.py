@@ -382,7 +382,10 @@ def test_noise_that_no_seed_changes_is_refused(pack, host):
     assert model.model.calls == 0 and files(host) == []
 
 
-PATCHES = {"context windows": {"context_windows": 16}, "a cache": {"easycache": fake_comfy.LazyCache(0.5)}}
+PATCHES = {
+    "context windows": {"context_handler": "16 frames"},
+    "a cache": {"transformer_options": {"easycache": fake_comfy.LazyCache(0.5)}},
+}
 
 
 @pytest.mark.parametrize("node", ["model", "guider"])
@@ -397,7 +400,7 @@ def test_patches_that_know_of_steps(pack, host, patch, node):
 
     want = run(Model("edm"))
     model = Model("edm")
-    model.model_options["transformer_options"] = dict(patch)
+    model.model_options |= patch
     got = run(model)
     assert got.to_dict()["nodes"] == want.to_dict()["nodes"]
 

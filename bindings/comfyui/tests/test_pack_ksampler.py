@@ -208,8 +208,8 @@ def test_a_mask_keeps_the_known_region(asked, host):
 def test_patches_find_the_levels_of_the_calls(asked, host):
     model = Model("edm")
     saved(asked, host, "four", 0, model=model, steps=4)
-    model.model_options["transformer_options"] = {"context_windows": 16}
-    assert run(host, model, 4).isfinite().all() and model.model.calls == 4
+    model.model_options["context_handler"] = "16 frames"
+    assert run(host, model, 4, latent=torch.zeros(1, 4, 2, 2)).isfinite().all() and model.model.calls == 4
 
 
 def test_without_a_file_it_says_why(asked, host):

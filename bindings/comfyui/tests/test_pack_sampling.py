@@ -453,7 +453,7 @@ def test_guidance_in_the_conditioning_counts_at_cfg_1(pack, host, caplog):
 def test_patches_find_the_levels_of_the_calls(pack, host, part):
     """Context windows and TeaCache look each of them up in a list: those that the model is told."""
     model = Model("edm")
-    model.model_options["transformer_options"] = {"context_windows": 16, "other": "kept"}
+    model.model_options |= {"context_handler": "16 frames", "transformer_options": {"other": "kept"}}
     sampler, sigmas = pack.run("LmsdSampler", schedule=solved(pack, model))
     latent, seen = torch.zeros(1, 4, 2, 2), []
     inner = sampler.sampler_function
