@@ -42,6 +42,7 @@ class Sample:
         if base is not None:
             host.check(self.schedule, host.describe(base))
         first, last = part
+        x = x * (self.sigmas[first] / float(sigmas[0]))  # the host's level may be a rounded one
         schedule, after = self.up_to(first, x) if first else (self.schedule, None)
         notes = host.differences(self.schedule, base, guider, x)
         if first and after is None:
