@@ -129,7 +129,8 @@ test-python-package:
 	$(PY) -m pytest -q bindings/python
 
 test-python-others:
-	$(PY) -m pytest -q bindings/comfyui bindings/webui tests/peers examples/digits examples/photos
+	$(PY) -m pytest -q bindings/comfyui tests/peers examples/digits examples/photos
+	$(PY) -m pytest -q bindings/webui
 	$(PY) -m pytest -q benches/peers
 	$(PY) -m pytest -q examples/emoji
 
