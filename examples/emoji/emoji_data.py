@@ -26,7 +26,7 @@ CATEGORIES = ("Smileys & Emotion", "Animals & Nature", "Food & Drink")
 HELD_OUT = 20  # one in so many
 NO_EMOJI = (
     "blue apple|green cat|crying tiger|smiling banana|red whale|pink frog|yellow bird face|grinning melon|"
-    "orange fish|purple heart face|angry bear|winking fox|cheese hamburger|fire heart|orange flower|"
+    "orange fish|purple heart face|angry bear|winking fox|cheese hamburger|fire whale|orange flower|"
     "sleeping dog|blue butterfly|green grapes|hot pot|chocolate ice cream|crying monkey|kissing rabbit|"
     "black spider face|star eyes|cold penguin|strawberry cake|lemon tree|cow face with hearts|red bread|"
     "white cherries|brown owl|green heart eyes|sweet potato face|dragon fruit|small blue elephant|"
