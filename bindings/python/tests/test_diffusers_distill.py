@@ -432,8 +432,10 @@ class Misfit(type(digits_pipeline())):
         labels, scheduler = torch.tensor(class_labels), self.scheduler
         if latents is None:
             latents = torch.randn(len(labels) + (self.way == "size"), 1, 8, 8)
-        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_timesteps(num_inference_steps, sigmas=[1.0, 0.9, 0.1] if self.way == "levels" else None)
         for t in scheduler.timesteps:
+            if self.way == "index":
+                torch.arange(1000)[t]
             sample = latents if self.way == "scale" else scheduler.scale_model_input(latents, t)
             output = self.unet(sample, t, labels[0].repeat(len(latents)))
             if self.way == "step":
@@ -464,6 +466,8 @@ class Misfit(type(digits_pipeline())):
         ("attribute", "reads scheduler.alphas_cumprod"),
         ("copy", "copies its scheduler"),
         ("time", "takes a step at timestep 7 where it was given 999"),
+        ("levels", "passes noise levels of its own"),
+        ("index", "try integer_timesteps=True"),
     ],
 )
 def test_loops_that_are_not_standard_say_so(way, text):
@@ -472,6 +476,43 @@ def test_loops_that_are_not_standard_say_so(way, text):
     pipe.way = way
     with unchanged(pipe), pytest.raises((lmsd.Error, ValueError), match=text):
         distill(pipe, LABELS, progress=False, **QUICK)
+
+
+def test_a_pipeline_around_another_says_which_to_distill():
+    pipe, network = counted()
+    pipe.inner_pipe = digits_pipeline(scheduler=pipe.scheduler)
+    with unchanged(pipe), pytest.raises(lmsd.Error, match="distill pipe.inner_pipe"):
+        distill(pipe, LABELS, nfe=2, progress=False, **QUICK)
+    pipe.scheduler = None
+    with pytest.raises(lmsd.Error, match="has no scheduler"):
+        distill(pipe, LABELS, nfe=2, progress=False, **QUICK)
+    assert network.calls == 0
+
+
+def test_a_pipeline_that_steps_a_part_of_its_latents():
+    """As video pipelines whose first frame is given: latents that are handed in have another shape."""
+
+    class Framed(type(digits_pipeline())):
+        def __call__(self, class_labels=None, num_inference_steps=None, generator=None, latents=None):
+            labels, scheduler = torch.tensor(class_labels), self.scheduler
+            if latents is None:
+                latents = torch.randn(len(labels), 2, 8, 8, generator=generator)
+            count = latents.shape[1] - 1
+            scheduler.set_timesteps(num_inference_steps)
+            for t in scheduler.timesteps:
+                part = latents[:, 1:]
+                output = self.unet(scheduler.scale_model_input(part, t), t, labels)
+                part = scheduler.step(output, t, part)[0]
+                assert part.shape[1] == count
+                latents = torch.cat([latents[:, :1], part], 1)
+            return latents
+
+    options = {"nfe": 2, "progress": False, **QUICK}
+    pipe = quiet(digits_pipeline())
+    expected = distill(pipe, LABELS, **options)
+    pipe.__class__ = Framed
+    found = distill(pipe, LABELS, **options)
+    assert found.schedules[2].to_dict()["nodes"] == expected.schedules[2].to_dict()["nodes"]
 
 
 @pytest.mark.parametrize("way", ["after", "counts", "level"])

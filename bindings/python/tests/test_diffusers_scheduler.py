@@ -541,6 +541,23 @@ def test_another_scheduler_warns_of_the_schedules_in_one_line(caplog):
     assert caplog.text.count("\n") == 1
 
 
+def test_betas_of_other_kinds():
+    from diffusers import HeunDiscreteScheduler
+
+    theirs = HeunDiscreteScheduler(beta_schedule="exp")
+    ours = LmsdScheduler.from_schedule(table(nfe=3, sigma_max=20.0), like=theirs)
+    torch.testing.assert_close(ours.alphas_cumprod, theirs.alphas_cumprod, rtol=0, atol=0)
+
+
+def test_a_flow_network_whose_time_goes_from_0_to_1():
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
+    ours = LmsdScheduler.from_schedule(table(nfe=4, process="flow"), like=theirs)
+    assert ours.timesteps[0] == 1 and 0 < ours.timesteps[-1] < 1
+    ours.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    with pytest.raises(ValueError, match="its own timesteps"):
+        ours.set_timesteps(sigmas=[1.0, 0.9, 0.5, 0.25])
+
+
 @pytest.mark.parametrize("kind", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"])
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_noise_levels_shifted_by_their_snr(kind, rescaled):

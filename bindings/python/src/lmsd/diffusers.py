@@ -28,14 +28,14 @@ except ImportError as error:
 
 from ._files import schedule_files
 from ._pipeline.distillation import distill, logger
-from ._pipeline.network import Network, settings, shift_of
+from ._pipeline.network import OWN_LEVELS, Network, settings, shift_of
 
 __all__ = ["LmsdScheduler", "LmsdSchedulerOutput", "distill"]
 
 
 NOT_OURS = (
     "a schedule has its own timesteps and sigmas: leave them out and pass num_inference_steps only"
-    " (where the pipeline passes them by itself, it cannot sample with a schedule)"
+    f" (or else {OWN_LEVELS}, and cannot sample with a schedule)"
 )
 
 
@@ -242,13 +242,8 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
 
     def _expected(self, sigmas: Sequence[float]) -> bool:
         """Whether these are a flow pipeline's own noise levels, evenly spaced, or those of the schedule."""
-        given = np.array([float(sigma) for sigma in sigmas])
-        if np.allclose(given, self._schedule.sigmas[:-1], 1e-3, 1e-6):
-            return True
-        rounding = 1.01 / self.config.num_train_timesteps  # CogView4's are whole timesteps
-        even = [np.linspace(given[0], end, len(given)) for end in (1 / len(given), rounding)]
-        near = min(np.abs(given - levels).max() for levels in even) <= rounding
-        return self._network.process == "flow" and given[0] > 0.99 and near
+        given = [float(sigma) for sigma in sigmas]
+        return np.allclose(given, self._schedule.sigmas[:-1], 1e-3, 1e-6) or self._network.expects(given)
 
     def _warn(self, text):
         if text not in self._warned:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..guidance import scales
-from .timesteps import PassOver
+from .timesteps import PASS_LENGTH, PassOver
 
 DRIVEN = ("latents", "num_inference_steps", "sigmas", "timesteps")  # what a distillation decides by itself
 # Arguments that make the network's output depend on the step, and the values at which they do not. A
@@ -70,6 +70,11 @@ class PipelineCalls:
             self.fixed.setdefault("output_type", "latent")
         if "strength" in self.parameters:
             self.fixed["strength"] = 1.0
+        if (
+            "num_inference_steps" in self.parameters
+            and self.parameters["num_inference_steps"].default is None
+        ):
+            self.fixed["num_inference_steps"] = PASS_LENGTH
 
     def _refuse(self, options: Mapping) -> None:
         """Raises ValueError for arguments of the pipeline, given or its defaults, that cannot be honoured."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 import lmsd
@@ -76,6 +77,7 @@ def distill(
         raise ValueError(f"batch_size is {batch_size}; 1 or more latents a pass are needed")
     if not hasattr(getattr(pipeline, "scheduler", None), "config"):
         raise Error(f"{type(pipeline).__name__} has no scheduler: distill the pipeline inside that has one")
+    refuse_copies(pipeline)
     calls = PipelineCalls(pipeline, prompts, size, guidance_scale, options)
     refuse_caches(pipeline)
     network = Network({**settings(pipeline.scheduler), "integer_timesteps": integer_timesteps})
@@ -84,6 +86,16 @@ def distill(
         first_pass(driver, calls)
         config = {"nfe": nfe, **described(driver, calls, seed), **calls.other_options}
         return drive(driver, calls, seed, config, progress)
+
+
+def refuse_copies(pipeline) -> None:
+    """Raises Error where a pipeline has given its scheduler to another one inside, which samples with it."""
+    for name, inner in vars(pipeline).items():
+        if isinstance(inner, DiffusionPipeline) and getattr(inner, "scheduler", None) is pipeline.scheduler:
+            raise Error(
+                f"{type(pipeline).__name__} samples with the pipeline inside: distill pipe.{name}, and give"
+                f" its scheduler to pipe.{name}"
+            )
 
 
 def refuse_caches(pipeline) -> None:
@@ -104,7 +116,12 @@ def first_pass(driver: Driver, calls: PipelineCalls) -> None:
         torch.cuda.empty_cache()  # nothing where there is no GPU
         logger.warning(f"no memory left; going on with batches of {size} latents")
 
-    halve_until_it_fits(attempt, calls.size, before_retry)
+    try:
+        halve_until_it_fits(attempt, calls.size, before_retry)
+    except IndexError as error:
+        if driver.network.integer:
+            raise
+        raise Error(f"the pipeline may need whole timesteps: try integer_timesteps=True ({error})") from error
     if len(driver.latents) == 2 * calls.size and torch.equal(*driver.latents.chunk(2)):
         driver.latents, driver.copies = driver.latents[: calls.size], 2  # once for each half of guidance
     if len(driver.latents) != calls.size:
@@ -122,7 +139,7 @@ def described(driver: Driver, calls: PipelineCalls, seed: int) -> dict:
         if shift is None and driver.mu is not None:
             shift = shift_of(driver.mu, driver.config)
         if shift is not None:
-            own["sigma_min"], made_for["shift"] = shifted(1 / network.steps, shift), shift
+            own["sigma_min"], made_for["shift"] = shifted(network.smallest, shift), shift
         own["teacher_grid"] = {"kind": "flow", "shift": shift or 1.0}
         own["fit_start"] = False  # a flow pipeline hands x_T to the network as it is
     made_for |= {"sigma_min": own["sigma_min"], "sigma_max": own["sigma_max"]}

@@ -9,7 +9,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from .._abi import Error, Status
-from .network import Network, settings
+from .network import OWN_LEVELS, Network, settings
 from .timesteps import PASS_LENGTH, Levels, NotGiven, PassOver, Timesteps
 
 
@@ -82,6 +82,8 @@ class Driver(SchedulerMixin, ConfigMixin):
             raise Error(
                 f"the pipeline gives {', '.join(others)} to scheduler.set_timesteps()", Status.WRONG_STATE
             )
+        if sigmas is not None and not self.network.expects(sigmas):
+            raise Error(f"{OWN_LEVELS}, and cannot sample with a schedule", Status.WRONG_STATE)
         self.network.hear(timesteps, sigmas, mu, self.config)
         self.mu, self.device, self._times = mu, device, None
 
@@ -177,11 +179,13 @@ class Driver(SchedulerMixin, ConfigMixin):
                 " an image back: distill the text-to-image pipeline of the model, and sample with this one",
                 Status.WRONG_STATE,
             )
-        if not same:
-            self.takes_latents = False
-        else:
+        if same:
             self._proven = True
-        return same
+            return True
+        self.takes_latents = False
+        if sample.shape != handed.shape:
+            raise PassOver  # the pipeline has built what follows for another shape
+        return False
 
     def _hand(self, x):
         self._handed = torch.cat([x.to(self.latents.dtype)] * self.copies)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
 
 from .._abi import Error
 
@@ -22,6 +22,8 @@ BETAS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
+FINE = 1000  # timesteps that a flow network has at least, whatever num_train_timesteps counts
+OWN_LEVELS = "the pipeline passes noise levels of its own to the scheduler"
 LAST_ALPHA = 2.0**-24  # of a network trained to no signal at all, whose sigma would be infinite
 
 
@@ -74,6 +76,7 @@ class Network:
             )
         self.process = "flow" if self.prediction_type == "flow_prediction" else "ve"
         self.steps = config.get("num_train_timesteps", 1000)
+        self.smallest = 1 / max(self.steps, FINE)  # noise level of a flow network, before the shift
         self.integer = bool(config.get("integer_timesteps"))
         self.time_shift = 1.0  # by which a flow network's time is less than its noise level
         self.log_time = False  # as EulerDiscreteScheduler's continuous timesteps: log(sigma) / 4
@@ -87,7 +90,7 @@ class Network:
             if not config.get("use_dynamic_shifting"):
                 self.shift = float(config.get("shift", 1.0))
             self.sigma_max = 1.0
-            self.sigma_min = shifted(1 / self.steps, self.shift or 1.0)
+            self.sigma_min = shifted(self.smallest, self.shift or 1.0)
             return
         self.betas, self.alphas_cumprod = _training(config)
         sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).double().sqrt().numpy()
@@ -118,6 +121,14 @@ class Network:
         if self.log_time:
             return math.exp(4 * timestep)
         return math.exp(np.interp(timestep, np.arange(len(self.log_sigmas)), self.log_sigmas))
+
+    def expects(self, sigmas) -> bool:
+        """Whether these are noise levels that flow pipelines pass by themselves: evenly spaced, from 1."""
+        given = np.array([float(sigma) for sigma in sigmas])
+        rounding = 1.01 / max(self.steps, FINE)  # CogView4's are whole timesteps
+        even = [np.linspace(given[0], end, len(given)) for end in (1 / len(given), rounding)]
+        near = min(np.abs(given - levels).max() for levels in even) <= rounding
+        return self.process == "flow" and given[0] > 0.99 and near
 
     def hear(self, timesteps, sigmas, mu: float | None, config: Mapping) -> None:
         """What a pipeline passes to set_timesteps. With both lists a flow network gets the unshifted time.
@@ -182,6 +193,10 @@ def _training(config: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
     """(betas, alphas_cumprod) of the training steps."""
     betas = {name: config[name] for name in BETAS if name in config}
     shift = config.get("snr_shift_scale") or 1.0
+    if config.get("beta_schedule") == "exp":  # Shap-E's; Euler's scheduler has none of these
+        betas.pop("rescale_betas_zero_snr", None)
+        heun = HeunDiscreteScheduler(**betas)
+        return heun.betas, heun.alphas_cumprod
     if shift == 1:
         euler = EulerDiscreteScheduler(**betas)
         return euler.betas, euler.alphas_cumprod
