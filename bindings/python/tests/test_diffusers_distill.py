@@ -366,6 +366,7 @@ def test_prompts_are_texts_or_dicts_of_arguments():
     from lmsd._pipeline.batches import PipelineCalls, conditions
 
     assert conditions(["a", "b", "c"], 1, 4) == {"prompt": ["b", "c", "a", "b"]}
+    assert conditions(["a", "b", "c"], 4, 1) == {"prompt": "b"}
     found = conditions([{"prompt": "a", "embeds": torch.zeros(3)}], 0, 2)
     assert found["prompt"] == ["a", "a"] and found["embeds"].shape == (2, 3)
     pipe = quiet(digits_pipeline())
@@ -515,12 +516,14 @@ def test_a_pipeline_that_steps_a_part_of_its_latents():
     assert found.schedules[2].to_dict()["nodes"] == expected.schedules[2].to_dict()["nodes"]
 
 
-@pytest.mark.parametrize("way", ["after", "counts", "level"])
+@pytest.mark.parametrize("way", ["after", "counts", "level", "output"])
 def test_loops_that_are_nearly_standard_are_distilled(way):
     """What comes after the loop does not matter, nor how the timesteps are gone through."""
 
     class Kindred(type(digits_pipeline())):
-        def __call__(self, class_labels=None, num_inference_steps=50, latents=None):
+        def __call__(self, class_labels=None, num_inference_steps=50, latents=None, output_type="pil"):
+            if way == "output" and output_type != "pil":
+                raise ValueError("output_type must be pil")
             labels, scheduler = torch.tensor(class_labels), self.scheduler
             if latents is None:
                 latents = torch.randn(len(labels), 1, 8, 8)

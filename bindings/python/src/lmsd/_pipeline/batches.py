@@ -35,7 +35,7 @@ def conditions(prompts: Sequence | None, batch: int, size: int) -> dict:
         return {}
     rows = [prompts[(batch * size + row) % len(prompts)] for row in range(size)]
     if not isinstance(rows[0], Mapping):
-        return {"prompt": rows}
+        return {"prompt": rows if size > 1 else rows[0]}  # some pipelines take no lists
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     return {
         name: torch.stack(values) if isinstance(values[0], torch.Tensor) else values
@@ -66,8 +66,9 @@ class PipelineCalls:
             guidance_scale = self.parameters["guidance_scale"].default
             guidance_scale = guidance_scale if isinstance(guidance_scale, int | float) else None
         self.guidance = [] if guidance_scale is None else scales(guidance_scale)
-        if "output_type" in self.parameters:
-            self.fixed.setdefault("output_type", "latent")
+        self.own_output = "output_type" in self.parameters and "output_type" not in options
+        if self.own_output:
+            self.fixed["output_type"] = "latent"
         if "strength" in self.parameters:
             self.fixed["strength"] = 1.0
         if (
@@ -114,6 +115,14 @@ class PipelineCalls:
         except PassOver:  # which left out what pipelines do at the end
             if hasattr(self.pipeline, "maybe_free_model_hooks"):
                 self.pipeline.maybe_free_model_hooks()
+
+    def gives_in(self, error: Exception) -> bool:
+        """Whether a pipeline that refuses an argument of ours may now be called again, without it."""
+        if not self.own_output or "output_type" not in str(error):
+            return False
+        self.own_output = False
+        del self.fixed["output_type"]
+        return True
 
 
 def _short(value) -> str:

@@ -9,6 +9,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from .._abi import Error, Status
+from .batches import PipelineCalls
 from .network import OWN_LEVELS, Network, settings
 from .timesteps import PASS_LENGTH, Levels, NotGiven, PassOver, Timesteps
 
@@ -53,7 +54,7 @@ class Driver(SchedulerMixin, ConfigMixin):
         self._batch, self._handed, self._scaled, self._times = 0, None, None, None
         self._count, self._begun = 0, 0  # steps so far, and at the beginning of this pass
 
-    def run(self, pipeline: Callable) -> None:
+    def run(self, pipeline: PipelineCalls) -> None:
         """Runs `pipeline(batch, latents)` for as long as there are model calls to answer."""
         while self.call is not None:
             call, count = self.call, self._count
@@ -67,6 +68,8 @@ class Driver(SchedulerMixin, ConfigMixin):
                     pass  # after its loop: what it then does with the latents is not wanted
                 elif isinstance(error, NotGiven):
                     raise Error(str(error), Status.WRONG_STATE) from error
+                elif self._count == count and pipeline.gives_in(error):
+                    continue
                 elif self._handed is None or self._proven or self._count != count:
                     raise
                 else:
