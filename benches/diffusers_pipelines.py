@@ -42,6 +42,7 @@ CALLS = 60  # of the model, after which a distillation is stopped
 QUICK = {"teacher_nfe": 4, "iterations": 1, "trajectories": 2, "held_out": 1}
 SECONDS = 240  # of processor time for one pipeline, else it counts as too slow
 OWN_NAMES = ("batch_size", "generator", "num_inference_steps", "latents", "strength", "timesteps", "sigmas")
+PACKAGE = Path(lmsd.__file__).parent
 WORKS, REFUSED, CRASHED = "works", "refused", "crashed"
 CAN = "can be built, but does not run here with its own scheduler"
 
@@ -259,8 +260,8 @@ def outcome(trial, pipe, inputs):
         trial(pipe, inputs)
         return WORKS, ""
     except Exception as error:
-        places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        ours = "lmsd" in Path(places[-1]).parts and isinstance(error, lmsd.Error | ValueError)
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        ours = raised_in.is_relative_to(PACKAGE) and isinstance(error, lmsd.Error | ValueError)
         return (REFUSED if ours else CRASHED), first_line(error)
     finally:
         pipe.scheduler = scheduler

@@ -230,9 +230,8 @@ def differences(schedule: lmsd.Schedule, model, guider, x) -> list[str]:
         found.append(f"the schedule was made for {what} {wanted}; this run has {here}")
 
     scale = guidance(guider)
-    ends = made.get("guidance_range") or [made.get("guidance_scale")] * 2
-    if None not in (*ends, scale) and not 0.999 * ends[0] <= scale <= 1.001 * ends[1]:
-        differs("guidance scale", " to ".join(f"{end:g}" for end in sorted(set(ends))), f"{scale:g}")
+    if not lmsd.guidance.suits(made, scale):
+        differs("guidance scale", lmsd.guidance.words(made), f"{scale:g}")
     if made.get("latent_shape") not in (None, list(x.shape[1:])):
         differs("latents of", made["latent_shape"], list(x.shape[1:]))
     if model is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import comfy.samplers
 import folder_paths
 import lmsd
+import lmsd.guidance
 from comfy.k_diffusion import sampling
 from lmsd.k_diffusion import SAME, ended_at, fitting, sample_lmsd
 
@@ -112,10 +113,10 @@ def guidance_off(made_for: dict, scale: float | None) -> float:
 
     Where either is not known as much as for 10 %.
     """
-    ends = made_for.get("guidance_range") or [made_for.get("guidance_scale")] * 2
-    if None in (*ends, scale):
+    ends = lmsd.guidance.stated(made_for)
+    if None in (ends, scale):
         return 0.1
-    if ends[0] * 0.999 <= scale <= ends[1] * 1.001:
+    if lmsd.guidance.suits(made_for, scale):
         return 0.0
     if min(*ends, scale) <= 0:
         return math.inf

@@ -12,6 +12,7 @@ from pathlib import Path
 import lmsd
 import numpy as np
 import torch
+from lmsd.guidance import suits, words
 from lmsd.k_diffusion import SAME, host_sigmas, sample_lmsd
 
 FOLDER = "lmsd_schedules"  # in the host's folder of models, as in ComfyUI
@@ -75,11 +76,9 @@ class Choice:
     def remarks(self, steps: int, guidance: float) -> list[str]:
         """What differs from what the schedule was made for, though it runs."""
         made = self.family()[steps].made_for if steps in self.family() else {}
-        low, high = made.get("guidance_range") or [made.get("guidance_scale")] * 2
-        if low is None or 0.999 * low <= guidance <= 1.001 * high:
+        if suits(made, guidance):
             return []
-        words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        return [f"the schedule was made for CFG scale {words}; this run has {guidance:g}"]
+        return [f"the schedule was made for CFG scale {words(made)}; this run has {guidance:g}"]
 
 
 @functools.cache

@@ -128,24 +128,7 @@ def print_results(rows, goal, test):
     """The table on the terminal."""
     print(f"\nMean distance to the teacher on {test} test trajectories, and Frechet distance to the training")
     print(f"images, of which the teacher has {goal['frechet']:.3f}. Lower is better for both.\n")
-    head = ["NFE", "field", "its best", "distilled", "ratio", "as good as", "Frechet, field", "distilled"]
-    cells = []
-    for row in rows:
-        for name, best in row["fields"].items():
-            cells.append(
-                [
-                    str(row["nfe"]),
-                    FIELDS[name],
-                    f"{best['distance']:.4f}",
-                    f"{row['distance']:.4f}",
-                    f"{best['ratio']:.1f}x",
-                    "more" if best["calls"] is None else f"{best['calls']:.1f} calls",
-                    f"{best['frechet']:.3f}",
-                    f"{row['frechet']:.3f}",
-                    best["which"],
-                ]
-            )
-    print_table([[*head, "best solver of the field"], *cells])
+    print_table(report.cells(rows))
 
 
 def arguments():

@@ -12,7 +12,7 @@ import lmsd
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 DISTILLED, TEACHER, OTHERS = "#0072B2", "#000000", "#999999"
 COLORS = {"published": "#E69F00", "strongest": "#D55E00"}
@@ -25,6 +25,33 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+
+
+def draw_arrows(ax, found):
+    """From each distilled schedule to the calls with which the strongest field is as good.
+
+    `found`: (NFE, these calls or None, distance) of each; none where the field needs no more calls.
+    """
+    for nfe, calls, level in found:
+        if not calls or calls <= nfe:
+            continue
+        style = {"arrowstyle": "->", "color": DISTILLED, "lw": 1, "ls": (0, (4, 3)), "shrinkA": 6}
+        ax.annotate("", (calls, level), (nfe, level), arrowprops=style, zorder=2)
+        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+        times = f"{calls / nfe:.1f}\N{MULTIPLICATION SIGN}"
+        ax.annotate(times, ((nfe + calls) / 2, level), color=DISTILLED, size=10.5, **place)
+
+
+def of_distances(ax, nfes):
+    """Title and axes of a figure of distances against NFE."""
+    ax.set(yscale="log", xlabel="model calls a sample (NFE)", ylabel="mean distance to the teacher")
+    title = "Lower and further left is better. Arrows: how many times\nfewer calls than the strongest field"
+    ax.set_title(f"{title}, at the same distance")
+    ax.yaxis.set_major_locator(FixedLocator([a * 10.0**b for b in range(-3, 3) for a in (1, 2, 5)]))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_major_locator(FixedLocator(nfes))
+    ax.grid(axis="y", color="#eeeeee", zorder=0)
 
 
 def learned(schedules):

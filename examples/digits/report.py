@@ -7,7 +7,6 @@ import page
 from common import FIELDS
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 from page import COLORS, DISTILLED, OTHERS, SIGNED, TEACHER
 
 
@@ -83,24 +82,6 @@ def name_line(ax, name, end, place):
     )
 
 
-def draw_arrows(ax, rows):
-    """From each distilled schedule to the calls with which the strongest field is as good."""
-    for row in rows:
-        level, calls = row["distance"], row["fields"]["strongest"]["calls"]
-        if not calls or calls <= row["nfe"]:
-            continue
-        ax.annotate(
-            "",
-            (calls, level),
-            (row["nfe"], level),
-            arrowprops={"arrowstyle": "->", "color": DISTILLED, "lw": 1, "ls": (0, (4, 3)), "shrinkA": 6},
-            zorder=2,
-        )
-        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-        times = f"{calls / row['nfe']:.1f}\N{MULTIPLICATION SIGN}"
-        ax.annotate(times, ((row["nfe"] + calls) / 2, level), color=DISTILLED, size=10.5, **place)
-
-
 def distance(measured, rows):
     """Distance against NFE: each solver as published, the best of each field, the distilled."""
     figure = Figure(figsize=(7, 6.4), layout="constrained")
@@ -130,43 +111,38 @@ def distance(measured, rows):
         name_line(
             ax, name, (last, line[last]), (last + 0.055 * max(1, last - min(measured)), math.exp(place))
         )
-    draw_arrows(ax, rows)
-    ax.set(yscale="log", ylim=(low, high), xlim=(min(measured) - 0.3, last + 0.2))
-    ax.set_xlabel("model calls a sample (NFE)")
-    ax.set_ylabel("mean distance to the teacher, in pixels of [-1, 1]")
-    title = "Lower and further left is better. Arrows: how many times\nfewer calls than the strongest field"
-    ax.set_title(f"{title}, at the same distance")
-    ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.xaxis.set_major_locator(FixedLocator(list(measured)))
-    ax.grid(axis="y", color="#eeeeee", zorder=0)
+    page.draw_arrows(ax, [(row["nfe"], row["fields"]["strongest"]["calls"], row["distance"]) for row in rows])
+    page.of_distances(ax, list(measured))
+    ax.set(ylim=(low, high), xlim=(min(measured) - 0.3, last + 0.2))
     ax.legend(loc="lower left", frameon=False)
     return figure
 
 
-def table(rows):
-    """The table as HTML."""
-    frechet = "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet"
-    head = ["NFE", "field", "its best", "distilled", "ratio", "as good as", f"{frechet}, field", "distilled"]
-    head += ["best solver of the field"]
-    lines = []
+def cells(rows):
+    """The table as rows of texts; the first is the head."""
+    head = ["NFE", "field", "its best", "distilled", "ratio", "as good as", "Frechet, field", "distilled"]
+    found = [[*head, "best solver of the field"]]
     for row in rows:
         for name, best in row["fields"].items():
-            lines.append(
+            found.append(
                 [
                     str(row["nfe"]),
                     FIELDS[name],
                     f"{best['distance']:.4f}",
                     f"{row['distance']:.4f}",
-                    f"{best['ratio']:.1f}\N{MULTIPLICATION SIGN}",
-                    "more" if best["calls"] is None else f"{best['calls']:.1f}\N{NO-BREAK SPACE}calls",
+                    f"{best['ratio']:.1f}x",
+                    "more" if best["calls"] is None else f"{best['calls']:.1f} calls",
                     f"{best['frechet']:.3f}",
                     f"{row['frechet']:.3f}",
                     best["which"],
                 ]
             )
+    return found
+
+
+def table(rows):
+    """The table as HTML."""
+    head, *lines = cells(rows)
     return page.table(head, lines, lambda _row, at: at in (3, 4))
 
 

@@ -28,9 +28,13 @@ class Judge:
         """[n, 96], for Frechet distances."""
         return self._run("features", pictures)
 
+    def perceptual(self, pictures):
+        """[n, K], whose Euclidean distances are like those of LPIPS (arXiv 1801.03924)."""
+        return self._run("perceptual", pictures)
+
     def difference(self, pictures, others):
-        """How differently people would see two pictures, in the manner of LPIPS (arXiv 1801.03924): [n]."""
-        return np.linalg.norm(self._run("perceptual", pictures) - self._run("perceptual", others), axis=1)
+        """How differently people would see two pictures: [n]."""
+        return np.linalg.norm(self.perceptual(pictures) - self.perceptual(others), axis=1)
 
 
 def psnr(pictures, wanted):

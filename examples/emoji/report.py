@@ -4,7 +4,6 @@ import page
 from lmsd import gain
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 from page import COLORS, DISTILLED, TEACHER
 
 
@@ -58,25 +57,8 @@ def distance(rows, fields):
     for name, line in curves.items():
         color = COLORS.get(name, DISTILLED)
         ax.plot(line.keys(), line.values(), "o-", color=color, lw=2.5, ms=5, label=gain.NAMES.get(name, name))
-    for row in rows:
-        calls = row.calls["strongest"]
-        if not calls or calls <= row.nfe:
-            continue
-        level = row.distance["distilled"]
-        style = {"arrowstyle": "->", "color": DISTILLED, "lw": 1, "ls": (0, (4, 3)), "shrinkA": 6}
-        ax.annotate("", (calls, level), (row.nfe, level), arrowprops=style)
-        times = f"{calls / row.nfe:.1f}\N{MULTIPLICATION SIGN}"
-        place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-        ax.annotate(times, ((row.nfe + calls) / 2, level), color=DISTILLED, **place)
-    ax.set(yscale="log", xlabel="model calls a sample (NFE)", ylabel="mean distance to the teacher")
-    ax.set_title(
-        "Lower and further left is better. Arrows: how many times\nfewer calls than the strongest field"
-    )
-    ax.yaxis.set_major_locator(FixedLocator([a * 10**b for b in range(-3, 3) for a in (1, 2, 5)]))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.xaxis.set_major_locator(FixedLocator(sorted(fields["published"])))
-    ax.grid(axis="y", color="#eeeeee", zorder=0)
+    page.draw_arrows(ax, [(row.nfe, row.calls["strongest"], row.distance["distilled"]) for row in rows])
+    page.of_distances(ax, sorted(fields["published"]))
     ax.legend(frameon=False)
     return figure
 

@@ -70,6 +70,23 @@ def small_vae(channels=4):
     )
 
 
+def embeds(*shape, prefix=""):
+    """Embeddings of a prompt and of a negative one, by default of 3 tokens of width 8."""
+    found = torch.randn(2, *(shape or (3, 8)))
+    return {f"{prefix}prompt_embeds": found[0], f"negative_{prefix}prompt_embeds": found[1]}
+
+
+FLUX = {  # what the networks of Flux and Flux 2 have in common
+    "patch_size": 1,
+    "in_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 8,
+}
+
+
 def stable_diffusion(kind="StableDiffusionPipeline", channels=4):
     """(pipeline, its arguments for one image): epsilon, classifier-free guidance."""
     import diffusers
@@ -90,8 +107,7 @@ def stable_diffusion(kind="StableDiffusionPipeline", channels=4):
         **absent,
         requires_safety_checker=False,
     )
-    embeds = torch.randn(2, 3, 8)
-    return pipeline, {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
+    return pipeline, embeds()
 
 
 def stable_diffusion_3():
@@ -117,10 +133,7 @@ def stable_diffusion_3():
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         **dict.fromkeys(names),
     )
-    embeds, pooled = torch.randn(2, 3, 8), torch.randn(2, 8)
-    arguments = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
-    arguments |= {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
-    return pipeline, arguments
+    return pipeline, embeds() | embeds(8, prefix="pooled_")
 
 
 def flux():
@@ -128,13 +141,7 @@ def flux():
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=8,
+        **FLUX,
         pooled_projection_dim=8,
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=True,
@@ -193,8 +200,7 @@ def cogview4():
     pipeline = CogView4Pipeline(
         transformer=transformer, vae=small_vae(), scheduler=scheduler, text_encoder=None, tokenizer=None
     )
-    embeds = torch.randn(2, 3, 8)
-    return pipeline, {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1]}
+    return pipeline, embeds()
 
 
 def flux2():
@@ -207,13 +213,7 @@ def flux2():
     )
 
     transformer = Flux2Transformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=8,
+        **FLUX,
         axes_dims_rope=[4, 4, 4, 4],
     )
     vae = AutoencoderKLFlux2(

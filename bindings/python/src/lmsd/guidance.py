@@ -1,7 +1,9 @@
 """Guidance scales that a schedule is for: one, or several, of which batches take one each in turn."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+SAME = 1e-3  # relative: scales that differ by less are one
 
 
 def spread(low: float, high: float, count: int = 5) -> list[float]:
@@ -35,3 +37,22 @@ def made_for(guidance: float | Sequence[float]) -> dict:
     if min(found) == max(found):
         return {"guidance_scale": found[0]}
     return {"guidance_range": [min(found), max(found)]}
+
+
+def stated(made_for: Mapping) -> tuple[float, float] | None:
+    """The lowest and the highest scale that a `made_for` states, which may be one; None where it has none."""
+    low, high = made_for.get("guidance_range") or [made_for.get("guidance_scale")] * 2
+    return None if low is None else (low, high)
+
+
+def suits(made_for: Mapping, scale: float | None) -> bool:
+    """Whether a scale is among those of a `made_for`, or either of them is unknown."""
+    ends = stated(made_for)
+    if ends is None or scale is None:
+        return True
+    return ends[0] * (1 - SAME) <= scale <= ends[1] * (1 + SAME)
+
+
+def words(made_for: Mapping) -> str:
+    """ "3" or "2 to 7"; empty where none is stated."""
+    return " to ".join(f"{end:g}" for end in sorted(set(stated(made_for) or ())))

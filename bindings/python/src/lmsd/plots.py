@@ -9,6 +9,7 @@ from textwrap import wrap
 import numpy as np
 
 from ._core import Schedule
+from .guidance import words
 
 
 def plot_schedule(schedules: Schedule | Sequence[Schedule]):
@@ -129,12 +130,12 @@ def _facts(schedule: Schedule, own, table, which) -> list[str]:
     lines = [
         f"{schedule.nfe} calls, sigma {schedule.sigma_start:g} to {schedule.sigma_end:g} ({schedule.process})"
     ]
-    for key, word in (("model", "model"), ("guidance_scale", "guidance scale"), ("shift", "shift")):
-        if made_for.get(key) is not None:
-            lines.append(f"{word} {made_for[key]}")
-    if made_for.get("guidance_range"):
-        low, high = made_for["guidance_range"]
-        lines.append(f"guidance scale {low:g} to {high:g}")
+    about = {
+        "model": made_for.get("model"),
+        "guidance scale": words(made_for),
+        "shift": made_for.get("shift"),
+    }
+    lines += [f"{word} {value}" for word, value in about.items() if value not in (None, "")]
     if made_for.get("latent_shape"):
         lines.append("latent " + " x ".join(map(str, made_for["latent_shape"])))
     if made.get("teacher"):

@@ -46,9 +46,7 @@ class Driver(SchedulerMixin, ConfigMixin):
         self.receive: Callable[[], ModelCall | None] = lambda: None
         self.answer: Callable[[torch.Tensor], None] = lambda denoised: None
         self.latents: torch.Tensor | None = None  # such as the pipeline's own: shape, dtype, device
-        self.copies = (
-            1  # of each latent in the pipeline's state: two where it keeps them doubled for guidance
-        )
+        self.copies = 1  # of each latent in the pipeline's state; two where it doubles them for guidance
         self.mu, self.device = None, None
         self._proven = False  # that the pipeline begins with the latents that it is handed
         self._batch, self._handed, self._scaled, self._times = 0, None, None, None
