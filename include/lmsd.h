@@ -431,6 +431,11 @@ typedef struct lmsd_progress {
    * similar runs have ended at `nfe`; infinite before.
    */
   double gain_expected;
+  /**
+   * Measurements that could not be written to the checkpoint so far, as on a full disk. They are kept in memory and
+   * tried again with each new one, and the run goes on; one that is killed meanwhile loses them. 0: none.
+   */
+  size_t unwritten;
 } lmsd_progress;
 
 /**

@@ -98,4 +98,7 @@ pub struct Progress {
     /// With the plan: how many times nearer to the teacher than the best of the strongest published field
     /// similar runs have ended at `nfe`; infinite before.
     pub gain_expected: f64,
+    /// Measurements that could not be written to the checkpoint so far, as on a full disk. They are kept in memory and
+    /// tried again with each new one, and the run goes on; one that is killed meanwhile loses them. 0: none.
+    pub unwritten: usize,
 }

@@ -14,6 +14,10 @@ import lmsd
 
 PREVIEW_EVERY = 1.0  # seconds
 NO_SPACE = "What was measured is kept: with space on the disk the same node goes on from there"
+UNWRITTEN = (
+    "; the disk takes no more of the checkpoint: the run goes on, and what is missing there is tried again; "
+    "if it were killed now, that would have to be measured again"
+)
 CACHES = (
     "Bypass nodes that reuse results of earlier steps (TeaCache, MagCache, First Block Cache) while you "
     "distill; you can sample with them"
@@ -134,7 +138,11 @@ def plan(progress: dict) -> str:
 
 
 def standing(progress: dict) -> str:
-    """Where a distillation stands, in a few words."""
+    """Where a distillation stands, in a few words; and whether its checkpoint can be written."""
+    return stage(progress) + UNWRITTEN * (progress["unwritten"] > 0)
+
+
+def stage(progress: dict) -> str:
     if progress["phase"] == "teacher":
         return "finding the teacher's images"
     steps, distance, best = progress["nfe"], progress["distance"], progress["handcrafted"]
@@ -182,6 +190,11 @@ def not_saved(unsaved: dict[str, str]) -> str:
         f"; NOT SAVED: {', '.join(unsaved)} ({reasons}). This workflow goes on with the schedule, and the "
         "log has its text"
     )
+
+
+def not_kept(reason: str | None) -> str:
+    """That the checkpoint lacks its end, which a run is to go on from; `reason`: None where it has it."""
+    return f"; {reason}: what is missing there is measured again" if reason else ""
 
 
 def hint(error: lmsd.Error) -> str:

@@ -88,6 +88,7 @@ class Distillation:
         self.samples = latents(guider, latent, settings.batch_size)
         self.found, self.out_of_time = {}, False
         self.unsaved = {}  # names of files that could not be written, with the reason
+        self.not_kept = None  # why the end of the checkpoint could not be written
 
     def run(self) -> None:
         """Has the host sample, which distills. Raises what ended it before there was a result."""
@@ -113,7 +114,7 @@ class Distillation:
         best, more = self.found[max(self.found)], ""
         if self.out_of_time:
             minutes = f"{self.settings.minutes:g} minutes were over"
-            more = f"; {minutes}: with more the same node goes on from there"
+            more = f"; {minutes}: with more the same node goes on from there{display.not_kept(self.not_kept)}"
             logging.warning("lmsd: %s; kept for a run with more: %s", minutes, self.checkpoint)
         elif not self.unsaved:
             self.checkpoint.unlink(missing_ok=True)
@@ -229,6 +230,7 @@ class Distillation:
             return None
         self.out_of_time = bool(distilled.report["stopped"]) and not self.display.interrupt
         return distilled
+        self.not_kept = distilled.report["checkpoint_error"]
 
     def fit_from_checkpoint(self, options: dict, comparison: int):
         """Goes on from the checkpoint, or without it where it is of another run."""

@@ -90,7 +90,9 @@ with phase ("teacher", "rank", "fit", "grow"), nfe, calls, calls_expected, dista
 distances, infinite while not known), seconds_left and batch (trajectories in a call); if it returns true the
 run ends and keeps the best so far. Once, before the long part, phase is "plan": calls_expected and
 seconds_left are those of the plan, and gain_expected says how many times nearer than the best of the
-strongest published field similar runs ended.
+strongest published field similar runs ended. `unwritten` counts the measurements that the checkpoint cannot
+take, as on a full disk: the run goes on, and they are tried again with each new one;
+`report["checkpoint_error"]` says why where some of them were not written to the end.
 
 `ranks`: `lmsd.distributed.Ranks()`, where several processes share the run. `nfe` may also be (from, to), for
 a whole family in one run.

@@ -61,6 +61,7 @@ impl Account {
                 seconds_left: f64::INFINITY,
                 batch,
                 gain_expected: f64::INFINITY,
+                unwritten: 0,
             },
             stopped: None,
         }

@@ -76,8 +76,37 @@ pub struct Record {
 
 #[derive(Default)]
 pub struct Journal {
-    file: Option<(PathBuf, File)>,
+    file: Option<Written>,
     past: HashMap<u64, Record>,
+}
+
+/// The file, and what it could not take yet.
+struct Written {
+    path: PathBuf,
+    file: File,
+    /// Bytes that are there: whole lines.
+    length: u64,
+    /// Lines that are not, and why.
+    waiting: Vec<String>,
+    error: Option<Error>,
+}
+
+impl Written {
+    /// Writes what is waiting. Where that fails, as on a full disk, the file ends with its last whole line.
+    fn catch_up(&mut self) {
+        let lines = self.waiting.concat();
+        let written = self.file.set_len(self.length).and_then(|()| self.file.write_all(lines.as_bytes()));
+        match written {
+            Ok(()) => {
+                self.length += lines.len() as u64;
+                (self.waiting, self.error) = (Vec::new(), None);
+            }
+            Err(e) => {
+                let _ = self.file.set_len(self.length); // else the next reader drops the half of a line
+                self.error = Some(io(&self.path, e));
+            }
+        }
+    }
 }
 
 fn io(path: &Path, e: std::io::Error) -> Error {
@@ -132,7 +161,11 @@ impl Journal {
             }
             past
         };
-        Ok(Self { file: Some((path.into(), file)), past })
+        let length = file.metadata().map_err(named)?.len();
+        Ok(Self {
+            file: Some(Written { path: path.into(), file, length, waiting: Vec::new(), error: None }),
+            past,
+        })
     }
 
     /// The keys of what can be read back, in order.
@@ -153,12 +186,24 @@ impl Journal {
         Ok(Some(record))
     }
 
-    /// Adds a measurement: one line, written whole.
-    pub fn append(&mut self, record: &Record) -> Result<()> {
-        let Some((path, file)) = &mut self.file else { return Ok(()) };
+    /// Adds a measurement: one line, written whole. A run does not end because its checkpoint cannot be written:
+    /// what the file does not take is kept and tried again with the next one.
+    pub fn append(&mut self, record: &Record) {
+        let Some(written) = &mut self.file else { return };
         let mut line = serde_json::to_string(record).expect("plain data always serializes");
         line.push('\n');
-        file.write_all(line.as_bytes()).map_err(|e| io(path, e))
+        written.waiting.push(line);
+        written.catch_up();
+    }
+
+    /// How many measurements are not in the file.
+    pub fn unwritten(&self) -> usize {
+        self.file.as_ref().map_or(0, |written| written.waiting.len())
+    }
+
+    /// Why.
+    pub fn error(&self) -> Option<String> {
+        self.file.as_ref()?.error.as_ref().map(|error| error.message.clone())
     }
 }
 
@@ -170,13 +215,34 @@ mod tests {
         Record { kind: Kind::Trial, key, calls: [0, 3], seconds: 1.0, values: vec![Some(0.5)] }
     }
 
+    /// As where a disk is full for a while: the file is that of a run whose disk never was, and has whole lines only
+    /// at any time.
+    #[test]
+    fn what_cannot_be_written_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint");
+        let mut journal = Journal::open(&path, "head").unwrap();
+        journal.append(&record(1));
+        let before = fs::read(&path).unwrap();
+        let mut written = journal.file.take().unwrap();
+        let writable = std::mem::replace(&mut written.file, File::open(&path).unwrap());
+        journal.file = Some(written);
+        (2..4).for_each(|key| journal.append(&record(key)));
+        assert_eq!((journal.unwritten(), fs::read(&path).unwrap()), (2, before));
+        assert!(journal.error().unwrap().starts_with(&format!("checkpoint {}: ", path.display())));
+        journal.file.as_mut().unwrap().file = writable;
+        journal.append(&record(4));
+        assert_eq!((journal.unwritten(), journal.error()), (0, None));
+        assert_eq!(Journal::open(&path, "head").unwrap().keys(), [1, 2, 3, 4]);
+    }
+
     /// Also where the disk is full: nothing is written in the place of what is cut off.
     #[test]
     fn wherever_it_is_cut_its_whole_lines_are_read_and_the_rest_is_cut_off() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("checkpoint");
         let mut journal = Journal::open(&path, "head").unwrap();
-        (1..3).for_each(|key| journal.append(&record(key)).unwrap());
+        (1..3).for_each(|key| journal.append(&record(key)));
         let whole = fs::read(&path).unwrap();
         let lines: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').map(|at| at + 1).collect();
         for length in 0..=whole.len() {

@@ -63,6 +63,8 @@ pub struct Distilled {
     pub callback_seconds: f64,
     /// Why it ended early: "cancelled", "calls", "seconds".
     pub stopped: Option<String>,
+    /// Why the end of the checkpoint could not be written, as on a full disk; None where all of it is there.
+    pub checkpoint_error: Option<String>,
     /// What became of each NFE, smallest first.
     pub family: Vec<Fitted>,
 }

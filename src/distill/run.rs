@@ -82,6 +82,7 @@ fn distill_on<B: Tensors>(
         seconds: account.seconds(),
         callback_seconds: account.callback_seconds,
         stopped: account.stopped.map(|why| why.word().into()),
+        checkpoint_error: eval.journal.error(),
         family: entries.into_iter().map(|entry| entry.finished(&eval)).collect(),
     })
 }

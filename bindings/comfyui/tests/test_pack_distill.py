@@ -1,7 +1,9 @@
 """Distilling in the host: what it gains, what it leaves, what it shows, and how it stops."""
 
+import contextlib
 import logging
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -235,21 +237,71 @@ def test_a_full_disk_loses_no_schedule(pack, host, monkeypatch, caplog, compare)
     assert end(pack, host, Model("edm"), schedule).isfinite().all()
 
 
-def test_a_disk_that_fills_while_it_distills(pack, host, monkeypatch):
-    """The error says that nothing is lost, which is so."""
-    distilled = lmsd.distill
+@contextlib.contextmanager
+def files_end_at(length):
+    """No file of this process grows beyond so many bytes: writing then fails midway, as on a full disk."""
+    import resource  # not there on Windows
 
-    def failing(*inputs, **options):
-        distilled(*inputs, **options)
-        raise lmsd.Error("checkpoint toy: No space left on device (os error 28)", lmsd.Status.IO)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="no limit on the length of files")
+
+
+@on_linux
+def test_a_disk_that_fills_while_it_distills(pack, host):
+    """Neither the fit ends nor anything is lost; the node says so as long as it is so."""
+    model, want = Model("edm"), distill(pack, Model("edm"), name="whole", **FIT)
+    host.texts.clear()
+    with files_end_at(8000):
+        schedule = distill(pack, model, **FIT)
+    words = [text for _, text in host.texts]
+    told = ["the disk takes no more" in text for text in words[:-1] if not text.startswith("plan")]
+    assert not told[0] and told[-1] and told == sorted(told)
+    assert any(AT["fit"](text) and "the disk takes no more" in text for text in words)
+    assert "the disk takes no more" not in words[-1] and "times nearer" in words[-1]
+    assert schedule.to_dict()["nodes"] == want.to_dict()["nodes"] and left(host) == []
+
+
+@on_linux
+def test_a_disk_that_is_full_for_a_while_keeps_a_checkpoint(pack, host):
+    """An interrupt after that is gone on from as ever."""
     model = Model("edm")
-    monkeypatch.setattr(lmsd, "distill", failing)
-    with pytest.raises(lmsd.Error, match="No space left .* with space on the disk the same node goes on"):
-        distill(pack, model)
-    monkeypatch.undo()
+    want = distill(pack, model, name="whole", **FIT)
     calls = model.model.calls
-    assert distill(pack, model).made_by["improved"] and model.model.calls - calls < 0.1 * calls
+    model, space, said = Model("edm"), contextlib.ExitStack(), []
+
+    def on_call(calls):
+        said.extend(["the disk takes no more" in host.texts[-1][1]] if host.texts else [])
+        if said.count(True) == 500:
+            space.close()
+        if said.count(True) > 500 and not any(said[-30:]):
+            host.interrupt()
+
+    model.model.on_call = on_call
+    host.texts.clear()
+    with space, pytest.raises(host.Interrupt):
+        space.enter_context(files_end_at(8000))
+        distill(pack, model, **FIT)
+    model.model.on_call, first = lambda calls: None, model.model.calls
+    got = distill(pack, model, **FIT)
+    assert got.to_dict()["nodes"] == want.to_dict()["nodes"]
+    assert model.model.calls - first < calls - 0.5 * first
+
+
+@on_linux
+def test_a_disk_that_is_full_at_the_start_is_found_there(pack, host):
+    """Before the work; with the words that the same node goes on when there is space."""
+    model = Model("edm")
+    with files_end_at(100), pytest.raises(lmsd.Error, match="with space on the disk the same node goes on"):
+        distill(pack, model)
+    assert model.model.calls == 1  # which tells what model it is
+    assert distill(pack, model).made_by["improved"]
 
 
 def test_what_fits_on_the_disk_is_saved(pack, host, monkeypatch):

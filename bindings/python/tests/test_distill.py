@@ -1,6 +1,8 @@
 """Distillation through the binding: it gains, reports, stops when told, and both kinds of tensor agree."""
 
+import contextlib
 import json
+import sys
 
 import lmsd
 import numpy as np
@@ -120,7 +122,7 @@ def test_progress_is_told_and_may_stop(mixture):
     assert found.report["stopped"] == "cancelled" and found.schedules[3].nfe == 3
     assert {p["phase"] for p in told} >= {"teacher", "rank", "fit"}
     names = ["phase", "nfe", "calls", "calls_expected", "distance", "handcrafted", "seconds_left"]
-    assert sorted(told[0]) == sorted([*names, "batch", "gain_expected"])
+    assert sorted(told[0]) == sorted([*names, "batch", "gain_expected", "unwritten"])
     (plan,) = [p for p in told if p["phase"] == "plan"]
     assert plan["batch"] == len(mixture.like) and plan["gain_expected"] > 1
     assert all(p["calls"] > plan["calls"] for p in told if p["phase"] == "fit")
@@ -343,6 +345,45 @@ def test_more_calls_go_on_from_the_checkpoint_to_what_one_run_finds(tmp_path):
     assert found.schedules[4].made_by["distance"] == fresh.schedules[4].made_by["distance"]
     again, third = run(checkpoint=checkpoint)
     assert third == 0 and again.schedules[4].to_dict()["nodes"] == found.schedules[4].to_dict()["nodes"]
+
+
+@contextlib.contextmanager
+def files_end_at(length):
+    """No file of this process grows beyond so many bytes: writing then fails midway, as on a full disk."""
+    import resource  # not there on Windows
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit on the length of files")
+@pytest.mark.parametrize("ends", [False, True], ids=["to the end", "for a while"])
+def test_a_disk_that_is_full_does_not_end_a_run(tmp_path, ends):
+    """It says so all the time; what was written is whole, and once there is space all of it is."""
+    mixture, checkpoint, unwritten = Mixture(size=4), tmp_path / "checkpoint", []
+    options = {"nfe": 3, "sigma_end": 0.002, "seeds": "so that " + 4000 * "."}
+
+    def progress(p):
+        unwritten.append(p["unwritten"])
+        if ends and len(unwritten) == 300:
+            space.close()
+
+    with contextlib.ExitStack() as space:
+        space.enter_context(files_end_at(6000))
+        inputs = mixture.model, mixture.begin, mixture.like
+        found = lmsd.distill(*inputs, checkpoint=checkpoint, progress=progress, **options)
+    assert found.schedules[3].made_by["improved"] and 0 < max(unwritten) < len(unwritten)
+    error = found.report["checkpoint_error"]
+    assert error is None and unwritten[-1] == 0 if ends else str(checkpoint) in error and unwritten[-1] > 1
+    calls = mixture.calls
+    assert checkpoint.read_text().endswith("}\n") and (checkpoint.stat().st_size > 6000) == ends
+    again = lmsd.distill(*inputs, checkpoint=checkpoint, progress=False, **options)
+    assert again.schedules[3].to_dict()["nodes"] == found.schedules[3].to_dict()["nodes"]
+    assert mixture.calls - calls < calls and (mixture.calls == calls) == ends
 
 
 def test_a_schedule_of_the_callers_is_a_start_and_no_worse_for_a_few_calls(small_batches):

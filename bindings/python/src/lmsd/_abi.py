@@ -157,6 +157,7 @@ class Progress(Sized):
         ("seconds_left", c_double),
         ("batch", c_size_t),
         ("gain_expected", c_double),
+        ("unwritten", c_size_t),
     ]
 
 

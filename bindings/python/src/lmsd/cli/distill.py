@@ -55,6 +55,8 @@ def distill(args, ranks) -> int:
     stopped = distilled.report["stopped"]
     if writes:
         print_results(results.save(distilled), distilled)
+        if stopped and distilled.report["checkpoint_error"]:
+            note(f"lmsd: {distilled.report['checkpoint_error']}; what it lacks is measured again")
         finish(stopped, task.config, checkpoint)
     return INTERRUPTED if stopped == "cancelled" else 0
 
