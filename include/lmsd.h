@@ -996,8 +996,8 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  *   it exists already the run resumes from it, on as many ranks as one likes. Only rank 0 reads and writes
  *   it.
  * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
- *   `model_hash`, `guidance_scale`, `guidance_range` (lowest and highest), `latent_shape`, `sigma_min`,
- *   `sigma_max`, `shift`, `snapped`.
+ *   `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
+ *   highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
  * - "seeds" (string; default: none): The host's name for its noise, its conditions and its features, copied
  *   into the schedules. A checkpoint made with another one is refused.
  *
@@ -1076,8 +1076,8 @@ void lmsd_distilled_free(struct lmsd_distilled *distilled);
  *   lengths of the teacher's end points and of their features over the trajectories that rank the published
  *   solvers, or over those of a comparison.
  * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
- *   `model_hash`, `guidance_scale`, `guidance_range` (lowest and highest), `latent_shape`, `sigma_min`,
- *   `sigma_max`, `shift`, `snapped`.
+ *   `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
+ *   highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
  *
  * # Safety
  * As in `lmsd_distill`; `schedules` and `distances` have `count` entries.

@@ -75,6 +75,16 @@ pub struct MadeFor {
     /// A hash of its weights, in whatever form the host uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model_hash: Option<String>,
+    /// What of its weights is cheap to read, in whatever form the host uses. [`Schedule::check_made_for`] does not
+    /// compare it: another checkpoint of the same model is worth a warning of the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
+    /// What the network predicts, such as "eps", "v", "x0", "edm" or "flow"; for the host's warning, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<String>,
+    /// The same in all schedules of one distillation and in no other, for hosts that look for the one of another NFE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
     /// Classifier-free guidance scale (1 = none).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_scale: Option<f64>,

@@ -164,6 +164,8 @@ class Distillation:
         noise, size = self.noise, self.settings.batch_size
         made_for = {name: value for name, value in self.about.items() if name != "process"}
         made_for |= {"latent_shape": list(self.like.shape[1:]), "snapped": host.snaps(self.sampling)}
+        if weights := host.fingerprint(self.guider):
+            made_for["fingerprint"] = weights
         if self.scales:
             made_for |= lmsd.guidance.made_for(self.scales)
         return {
@@ -228,9 +230,9 @@ class Distillation:
             if not self.display.interrupt:
                 raise TimeoutError(display.too_short(settings.minutes, self.display.calls)) from None
             return None
+        self.not_kept = distilled.report["checkpoint_error"]
         self.out_of_time = bool(distilled.report["stopped"]) and not self.display.interrupt
         return distilled
-        self.not_kept = distilled.report["checkpoint_error"]
 
     def fit_from_checkpoint(self, options: dict, comparison: int):
         """Goes on from the checkpoint, or without it where it is of another run."""
@@ -274,8 +276,9 @@ class Distillation:
     def keep(self, distilled) -> None:
         """Saves the family, with names for people."""
         for nfe, schedule in distilled.schedules.items():
-            name = f"{self.settings.name}: {schedule.name}"
-            self.found[nfe] = lmsd.Schedule.from_json(schedule.to_dict() | {"name": name})
+            about = schedule.to_dict() | {"name": f"{self.settings.name}: {schedule.name}"}
+            about["made_for"]["family"] = host.family(self.files[nfe], schedule)
+            self.found[nfe] = lmsd.Schedule.from_json(about)
             self.save(self.found[nfe], self.files[nfe])
 
     def save(self, schedule: lmsd.Schedule, path) -> None:

@@ -3,6 +3,7 @@
 Everything here is told by the host or asked of it; there are no numerics.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ import folder_paths
 import lmsd
 import lmsd.guidance
 import torch
+
+from . import weights
 
 FOLDER = "lmsd_schedules"
 
@@ -55,6 +58,25 @@ def new_files(name: str, nfes) -> dict[int, Path]:
             return files
         number += 1
         stem = f"{name} ({number})"
+
+
+def family(path: Path, schedule: lmsd.Schedule) -> str:
+    """What all schedules of one distillation share: the name of their files, and a hash of what they saw."""
+    seen = hashlib.sha256(schedule.made_by.get("seeds", "").encode()).hexdigest()[:8]
+    return f"{path.stem.rpartition(' nfe')[0]}, {seen}"
+
+
+def siblings(schedule: lmsd.Schedule) -> dict[str, lmsd.Schedule]:
+    """File name -> schedule, of all files of the family of `schedule`, whatever they are called now."""
+    found, name = {}, schedule.made_for.get("family")
+    for file in schedule_names() if name else []:
+        try:
+            other = lmsd.Schedule.load(schedule_path(file))
+        except (lmsd.Error, ValueError):
+            continue
+        if other.made_for.get("family") == name:
+            found[file] = other
+    return found
 
 
 def checkpoint_file(name: str) -> Path:
@@ -124,6 +146,26 @@ def snaps(sampling) -> bool:
         return False
 
 
+def prediction(sampling) -> str | None:
+    """What the network predicts, found by asking: "eps", "v", "edm", "x0", "flow"; None for anything else."""
+    one, sigma = torch.ones(1, 1, 1, 1), 0.75
+
+    def denoised(output, x):
+        return float(sampling.calculate_denoised(torch.full((1,), sigma), output, x).flatten()[0])
+
+    try:
+        of_x, of_output = denoised(0 * one, one), denoised(one, 0 * one)
+        if process(sampling) == "flow" or abs(of_x - 1 / (1 + sigma)) < 1e-3:
+            return "flow" if of_output < 0 else None
+    except Exception:
+        return None
+    if abs(of_x - 1) < 1e-3:
+        return "eps"
+    if abs(of_x) < 1e-3:
+        return "x0"
+    return "v" if of_output < 0 else "edm"
+
+
 def describe(model, sampling=None) -> dict:
     """What a schedule records of a model and checks again.
 
@@ -136,6 +178,8 @@ def describe(model, sampling=None) -> dict:
         "sigma_min": rounded(sampling.sigma_min),
         "sigma_max": rounded(sampling.sigma_max),
     }
+    if (predicts := prediction(sampling)) is not None:
+        about["prediction"] = predicts
     shift = getattr(sampling, "shift", None)
     if about["process"] == "flow" and isinstance(shift, int | float):
         about["shift"] = rounded(shift)
@@ -178,6 +222,12 @@ def guidance_scales(guider, to: float) -> list[float]:
             f"cfg_to is {to:g}; it needs a guider with a cfg of its own, above 0 and below that, or else 0"
         )
     return lmsd.guidance.spread(scale, to)
+
+
+def fingerprint(guider) -> str | None:
+    """Of the weights of a guider's model, or of both of a guider for two; None where they cannot be told."""
+    guiders = [guider, getattr(guider, "low", None)]
+    return weights.fingerprint(*(one.model_patcher for one in guiders if hasattr(one, "model_patcher")))
 
 
 class Prompts:
@@ -241,11 +291,14 @@ def differences(schedule: lmsd.Schedule, model, guider, x) -> list[str]:
             if abs(about[name] - made[name]) > 1e-3 * max(about[name], made[name]):
                 words = "shift" if name == "shift" else "a lowest noise level of"
                 differs(words, f"{made[name]:g}", f"{about[name]:g}")
+        here = about.get("prediction")
+        if here is not None and made.get("prediction") not in (None, here):
+            differs("a model that predicts", made["prediction"], f"one that predicts {here}")
         snapped = snaps(model.model_sampling)
         if made.get("snapped") not in (None, snapped):
             kinds = "any noise level", "the nearest of its training steps"
             differs("a model that is told", kinds[made["snapped"]], f"one that is told {kinds[snapped]}")
-    return found
+    return found + weights.differences(made.get("fingerprint"), fingerprint(guider))
 
 
 # ---- what patches of a model are told

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.samplers
 import folder_paths
@@ -16,7 +17,7 @@ import lmsd.guidance
 from comfy.k_diffusion import sampling
 from lmsd.k_diffusion import SAME, ended_at, fitting, sample_lmsd
 
-from . import display, host
+from . import display, host, weights
 
 NAME = "lmsd"
 SETTING = "lmsd.KSampler"
@@ -46,8 +47,10 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
     if len(sigmas) < 2:
         return x
     base, guider, steps = host.base_model(model), model.inner_model, len(sigmas) - 1
-    path, whole, schedule = fittest(host.describe(base), sigmas, host.guidance(guider), list(x.shape[1:]))
-    taken = f"{path.name}, {schedule.nfe} steps"
+    run = Run(host.describe(base), host.guidance(guider), list(x.shape[1:]), host.fingerprint(guider))
+    path, whole, schedule = fittest(run, sigmas)
+    of = f" of the {steps} asked for" * (schedule.nfe < steps)
+    taken = f"{path.name}, {schedule.nfe} steps{of}"
     logging.info("lmsd: %s: %s", taken, whole)
     notes = host.differences(whole, base, guider, x)
     display.log(notes)
@@ -63,19 +66,27 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
     return host.keep_known(out, model, extra_args, schedule)
 
 
-def fittest(
-    about: dict, sigmas, scale: float | None, shape: list
-) -> tuple[Path, lmsd.Schedule, lmsd.Schedule]:
-    """Path, schedule and part of the file that fits best, of those for this model and as many steps.
+class Run(NamedTuple):
+    """What a file is to fit: see `host.describe`, `host.guidance`, `host.fingerprint`."""
 
-    First by guidance scale, then by the number of steps, which a part of a run may have fewer of; then by the
-    size of the latent and the shift, and last by its age. Raises ValueError where there is none.
+    about: dict
+    scale: float | None
+    shape: list
+    weights: str | None
+
+
+def fittest(run: Run, sigmas) -> tuple[Path, lmsd.Schedule, lmsd.Schedule]:
+    """Path, schedule and part of the file that fits best, of those for this kind of model and as many steps.
+
+    First by what the network predicts and by its weights, then by guidance scale, then by the number of
+    steps, which a part of a run may have fewer of; then by the size of the latent and the shift, and last by
+    its age. Raises ValueError where there is none.
     """
     found, reasons = [], []
     for path in map(host.schedule_path, host.schedule_names()):
         try:
             whole = lmsd.Schedule.load(path)
-            host.check(whole, about)
+            host.check(whole, run.about)
             schedule = part(whole, sigmas)
         except lmsd.Error as error:
             reasons.append(f"{path.name}: {error}")
@@ -84,8 +95,15 @@ def fittest(
         if fewer < 0:
             reasons.append(f"{path.name}: takes more steps")
             continue
-        others = made.get("latent_shape") not in (None, shape), made.get("shift") != about.get("shift")
-        rank = (guidance_off(made, scale), fewer, *others, -path.stat().st_mtime)
+        rank = (
+            made.get("prediction") not in (None, run.about.get("prediction")),
+            weights.rank(made.get("fingerprint"), run.weights),
+            guidance_off(made, run.scale),
+            fewer,
+            made.get("latent_shape") not in (None, run.shape),
+            made.get("shift") != run.about.get("shift"),
+            -path.stat().st_mtime,
+        )
         found.append((rank, path, whole, schedule))
     if found:
         return min(found, key=lambda one: one[0])[1:]

@@ -8,7 +8,7 @@ import comfy.samplers
 import lmsd
 import torch
 
-from . import host
+from . import display, host, weights
 from .distill import distill
 from .inputs import choice, default, flag, number, option, socket, text
 from .sampling import sampler_and_sigmas
@@ -58,6 +58,7 @@ class LoadDistilledSchedule:
         loaded = lmsd.Schedule.load(host.schedule_path(schedule))
         if model is not None:
             host.check(loaded, host.describe_patched(model))
+            display.warn(weights.differences(loaded.made_for.get("fingerprint"), weights.fingerprint(model)))
         return (loaded,)
 
 

@@ -106,6 +106,25 @@ def words(sigmas) -> str:
     return ", ".join(shown if len(shown) <= 12 else [*shown[:11], "...", shown[-1]])
 
 
+def more_steps(schedule: lmsd.Schedule, start: float, denoise: float) -> list[str]:
+    """A sentence on a file of the family with as many steps from level `start` as `schedule` has in all."""
+    left = schedule.start_at(start).nfe
+    if left == schedule.nfe:
+        return []
+    files = {
+        file: other
+        for file, other in host.siblings(schedule).items()
+        if other.sigma_end < start <= other.sigma_start
+    }
+    fitting = [file for file, other in files.items() if other.start_at(start).nfe == schedule.nfe]
+    if not fitting:
+        return []
+    return [
+        f"denoise {denoise:g} leaves {left} of {schedule.nfe} steps; {fitting[0]} has {schedule.nfe} from "
+        "there"
+    ]
+
+
 def sampler_and_sigmas(schedule: lmsd.Schedule, model=None, denoise: float = 1.0):
     """(SAMPLER, SIGMAS) of a schedule. `model`: a MODEL, or None where it is known only when sampling.
 
@@ -126,6 +145,7 @@ def sampler_and_sigmas(schedule: lmsd.Schedule, model=None, denoise: float = 1.0
             start = min(float(sampling.percent_to_sigma(1.0 - denoise)), schedule.sigma_start)
         sigmas = torch.FloatTensor([])
         if start > schedule.sigma_end:
+            display.warn(more_steps(schedule, start, denoise))
             schedule = schedule.start_at(start)
             sigmas = host_sigmas(schedule)
     return comfy.samplers.KSAMPLER(Sample(schedule)), sigmas

@@ -108,6 +108,38 @@ def test_a_mask_keeps_the_known_region(digits, pack):
     assert (ours[..., 4:] - known[..., 4:]).abs().mean() > 0.1
 
 
+def test_a_lora_is_told_from_another_checkpoint(digits, pack):
+    """Before it is loaded and while the host samples with it; and after that the weights are the old ones."""
+    import sys
+
+    import torch
+
+    weights = sys.modules[f"{pack.__name__}.weights"]
+    guider, seen = inside.guider(digits, "edm", LABELS), []
+    plain = weights.fingerprint(guider.model_patcher)
+    network = guider.model_patcher.model.diffusion_model
+    patched = guider.model_patcher.clone()
+    names = [f"diffusion_model.{name}" for name, one in network.named_parameters() if one.ndim == 2]
+    shapes = {name: patched.model.state_dict()[name].shape for name in names}
+    patched.add_patches({name: ("diff", (torch.randn(shape),)) for name, shape in shapes.items()}, 0.5)
+
+    def look(model, x):
+        seen.append(weights.fingerprint(model.inner_model.model_patcher))
+        return x
+
+    seen.append(weights.fingerprint(patched))
+    guider.model_patcher = patched
+    before = {name: one.clone() for name, one in network.named_parameters()}
+    with torch.inference_mode():
+        inside.sample(digits, guider, look, BATCH)
+    assert len(shapes) > 0 and len(set(seen)) == 1 and len(seen) == 2
+    (said,) = weights.differences(plain, seen[0])
+    assert "made without the LoRA or other patch" in said
+    assert any(not torch.equal(before[name], one) for name, one in network.named_parameters())
+    fresh = inside.guider(digits, "eps", LABELS).model_patcher
+    assert weights.differences(plain, weights.fingerprint(fresh)) == []
+
+
 PATCHES = {
     "LazyCache": ("nodes_easycache", "LazyCacheNode", (0.2, 0.15, 0.95, False)),
     "context windows": (

@@ -288,13 +288,13 @@ class Model:
     def __init__(self, kind="edm", name="Toy", **levels):
         self.model = BaseModel(kind, name, levels)
         self.model_options = {}
-        self.patches = {}
+        self.patches, self.object_patches, self.backup = {}, {}, {}  # of weights; of objects
 
     def add_object_patch(self, name, value):
-        self.patches[name] = value
+        self.object_patches[name] = value
 
     def get_model_object(self, name):
-        return self.patches[name] if name in self.patches else getattr(self.model, name)
+        return self.object_patches[name] if name in self.object_patches else getattr(self.model, name)
 
 
 def conditioning(*labels, **about):
@@ -519,7 +519,7 @@ class CFGGuider:
         }
         self.inner_model = self.model_patcher.model
         unpatched = self.inner_model.__dict__.copy()
-        self.inner_model.__dict__.update(self.model_patcher.patches)
+        self.inner_model.__dict__.update(self.model_patcher.object_patches)
         try:
             if latent_image.count_nonzero():
                 latent_image = self.inner_model.process_latent_in(latent_image)
@@ -534,7 +534,9 @@ class CFGGuider:
             )
             out = self.inner_model.process_latent_out(out.float())
         finally:
-            self.inner_model.__dict__.update({name: unpatched[name] for name in self.model_patcher.patches})
+            self.inner_model.__dict__.update(
+                {name: unpatched[name] for name in self.model_patcher.object_patches}
+            )
             del self.inner_model, self.conds
         return out if shapes is None else NestedTensor(unpack_latents(out, shapes))
 

@@ -163,6 +163,7 @@ def test_the_bar_ends_full_where_there_are_fewer_steps(asked, host):
     saved(asked, host, "five", 0, model=model, steps=5)
     run(host, model, 5, denoise=0.5, callback=lambda *step: seen.append((step[0], step[3])))
     assert 1 < len(seen) == model.model.calls < 5
+    assert host.texts[-1][1].startswith(f"five.json, {len(seen)} steps of the 5 asked for")
     assert seen[-1] == (4, 5) and seen == sorted(set(seen))
 
 

@@ -254,8 +254,8 @@ def distill(
     - `checkpoint` (default: none: a run that is killed is lost): File for the run's measurements. Where it
       exists already the run resumes from it, on as many ranks as one likes. Only rank 0 reads and writes it.
     - `made_for` (default: nothing): What the schedules are for, copied into them: any of `model`,
-      `model_hash`, `guidance_scale`, `guidance_range` (lowest and highest), `latent_shape`, `sigma_min`,
-      `sigma_max`, `shift`, `snapped`.
+      `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
+      highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
     - `seeds` (default: none): The host's name for its noise, its conditions and its features, copied into the
       schedules. A checkpoint made with another one is refused.
     """
@@ -342,8 +342,8 @@ def compare(
       of the teacher's end points and of their features over the trajectories that rank the published solvers,
       or over those of a comparison.
     - `made_for` (default: nothing): What the schedules are for, copied into them: any of `model`,
-      `model_hash`, `guidance_scale`, `guidance_range` (lowest and highest), `latent_shape`, `sigma_min`,
-      `sigma_max`, `shift`, `snapped`.
+      `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
+      highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
     """
     options = {
         "process": process,
