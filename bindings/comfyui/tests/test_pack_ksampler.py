@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import lmsd
 import pytest
 import torch
 from fake_comfy import KSAMPLER, Model, RandomNoise, sample_euler
+
+PACK = Path(__file__).resolve().parents[1]
 
 
 def lists(host):
@@ -260,3 +264,24 @@ def test_the_hosts_own_samplers_still_work(asked, host):
         host.modules["comfy.samplers"].sampler_object("euler"), KSAMPLER
     )
     assert host.modules["comfy.k_diffusion.sampling"].sample_euler is sample_euler
+
+
+def snippets():
+    """The JSON that the README gives for other programs."""
+    text = (PACK / "README.md").read_text("utf-8").split("## In Krita AI Diffusion and SwarmUI")[1]
+    krita, swarm = map(json.loads, re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    (preset,) = krita.values()
+    return {"Krita": (preset, preset["cfg"]), "SwarmUI": (swarm, swarm["cfgscale"])}
+
+
+@pytest.mark.parametrize("program", ["Krita", "SwarmUI"])
+def test_what_the_readme_gives_for_other_programs(asked, host, program):
+    """A sampler that is in the list then, and the steps of a file; the file for their guidance is taken."""
+    sent, cfg = snippets()[program]
+    assert sent["sampler"] in host.modules["comfy.samplers"].KSAMPLER_NAMES and sent["scheduler"] == "simple"
+    model = Model("eps")
+    for scale in (1.0, cfg):
+        about = {"guidance_scale": scale}
+        saved(asked, host, f"cfg {scale:g}", scale, about, model=model, steps=sent["steps"])
+    run(host, model, sent["steps"], cfg)
+    assert taken(host) == f"cfg {cfg:g}" and model.model.calls == 2 * sent["steps"]

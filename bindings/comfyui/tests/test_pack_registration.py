@@ -110,7 +110,17 @@ def test_workflows_hold_nodes_that_are_there(pack):
 def test_the_registry_files(pack):
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((PACK / "pyproject.toml").read_text("utf-8"))
-    assert {"PublisherId", "DisplayName"} <= set(project["tool"]["comfy"])
+    comfy, name = project["tool"]["comfy"], project["project"]["name"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"]
+    assert re.fullmatch(r"[a-z]([._-]?[a-z0-9])*", name) and len(name) < 100 and "comfyui" not in name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["project"]["version"]) and project["project"]["description"]
+    assert (PACK / project["project"]["readme"]).is_file() and set(project["project"]["license"]) == {"text"}
+    repository = project["project"]["urls"]["Repository"]
+    assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", repository)
+    raw = repository.replace("github.com", "raw.githubusercontent.com") + "/main/bindings/comfyui/"
+    icon = comfy["Icon"].removeprefix(raw)
+    assert icon.endswith((".svg", ".png", ".jpg", ".gif")) and (PACK / icon).is_file()  # of 400 x 400 at most
+    assert 'width="400" height="400"' in (PACK / icon).read_text("utf-8")
     required = (PACK / "requirements.txt").read_text("utf-8").split()
     assert required == project["project"]["dependencies"]
     (only,) = required  # ComfyUI has its own torch; a pin would replace it
