@@ -14,10 +14,8 @@ import torch
 KIND = 4  # parameters of each kind: matrices and kernels, and vectors
 NUMBERS = 4  # of each parameter
 HALF = 2**-7  # relative: what two roundings to bfloat16 differ by at most
-COARSE = (
-    0.25,
-    0.004,
-)  # of the length of a parameter's numbers, and absolute: as 8 bits or a finetune change them
+# of the length of a parameter's numbers, and absolute: as 8 bits or a finetune change them
+COARSE = 0.25, 0.004
 SAME, NEAR, UNKNOWN, OTHER = range(4)  # what the weights of a run are to those of a file
 WORDS = {
     NEAR: "the schedule was made for weights near these: of a checkpoint of the same origin, or in another "
