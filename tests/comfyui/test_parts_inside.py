@@ -140,14 +140,20 @@ def test_a_lora_is_told_from_another_checkpoint(digits, pack):
     assert weights.differences(plain, weights.fingerprint(fresh)) == []
 
 
+WINDOWS = {"context_length": 4, "context_overlap": 1, "dim": 0}  # along the batch
 PATCHES = {
-    "LazyCache": ("nodes_easycache", "LazyCacheNode", (0.2, 0.15, 0.95, False)),
-    "context windows": (
-        "nodes_context_windows",
-        "ContextWindowsManualNode",
-        (4, 1, "standard_static", 1, False, "pyramid", 0),
-    ),
+    "EasyCache": ("nodes_easycache", "EasyCacheNode", {}),
+    "LazyCache": ("nodes_easycache", "LazyCacheNode", {}),
+    "context windows": ("nodes_context_windows", "ContextWindowsManualNode", WINDOWS),
 }
+
+
+def patch(node, model, **given):
+    """What a node of core gives for a MODEL, with its own defaults for all that is not given."""
+    inputs = [one for one in node.define_schema().inputs if one.id != "model"]
+    first = {one.id: one.options[0] for one in inputs if getattr(one, "options", None)}
+    rest = {one.id: one.default for one in inputs if one.default is not None}
+    return node.execute(model=model, **(first | rest | given)).args[0]
 
 
 @pytest.fixture(params=PATCHES)
@@ -157,8 +163,7 @@ def patched(request, digits, comfyui):
     if not (comfyui / "comfy_extras" / f"{module}.py").is_file():
         pytest.skip(f"this host has no {name}")
     guider = inside.guider(digits, "edm", LABELS)
-    made = getattr(core(module), name).execute(guider.model_patcher, *options)
-    guider.model_patcher = made.args[0]
+    guider.model_patcher = patch(getattr(core(module), name), guider.model_patcher, **options)
     guider.model_options = guider.model_patcher.model_options
     return guider
 
@@ -171,7 +176,7 @@ def test_patches_of_core_sample(digits, pack, patched):
 
 
 def test_patches_of_core_distill(digits, pack, patched):
-    """LazyCache to the very schedule of the plain model, since it is off."""
+    """With a cache to the very schedule of the plain model, since it is off."""
     import torch
 
     settings = {"nfe": 2, "nfe_from": 0, "trajectories": 8, "batch_size": 6, "minutes": 0.0, "compare": False}
@@ -185,3 +190,25 @@ def test_patches_of_core_distill(digits, pack, patched):
     assert found["patched"].made_by["improved"]
     if "easycache" in patched.model_options.get("transformer_options", {}):
         assert found["patched"].to_dict()["nodes"] == found["plain"].to_dict()["nodes"]
+
+
+def test_a_full_disk_loses_no_schedule(digits, pack, monkeypatch, caplog):
+    """It goes downstream, and the log says what could not be written, with its text."""
+    import lmsd
+    import torch
+
+    def failing(self, path):
+        raise lmsd.Error(f"{path}: No space left on device (os error 28)", lmsd.Status.IO)
+
+    monkeypatch.setattr(lmsd.Schedule, "save", failing)
+    settings = {"nfe": 2, "nfe_from": 0, "trajectories": 8, "batch_size": 6, "minutes": 0.0, "compare": False}
+    guider = inside.guider(digits, "edm", LABELS)
+    noise = core("nodes_custom_sampler").Noise_RandomNoise(1)
+    (latent,) = digits.DigitsLatent().empty(1, False)
+    with torch.inference_mode():
+        node = pack.NODE_CLASS_MAPPINGS["LmsdDistillGuider"]()
+        (schedule,) = node.run(guider, noise, latent, name="full", **settings)
+        sampler, sigmas = pack.NODE_CLASS_MAPPINGS["LmsdSampler"]().make(schedule, 1.0)
+    assert schedule.made_by["improved"]
+    assert "No space left" in caplog.text and schedule.to_json() in caplog.text
+    assert run(digits, [guider], sampler, [sigmas]).isfinite().all()

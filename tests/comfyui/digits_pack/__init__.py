@@ -16,13 +16,14 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 from safetensors.torch import load_file
 
 DIGITS = Path(os.environ.get("LMSD_DIGITS") or Path(__file__).resolve().parents[3] / "examples" / "digits")
 SIGMA_MIN, SIGMA_MAX, SIGMA_DATA, NO_LABEL = 0.002, 80.0, 0.75, 10
-PREDICTIONS = {"edm": "EDM", "eps": "EPS", "v_prediction": "V_PREDICTION", "flow": "FLOW"}
+PREDICTIONS = {"edm": "EDM", "eps": "EPS", "v_prediction": "V_PREDICTION", "flow": "FLOW", "flux": "FLUX"}
 
 
 def network():
@@ -81,13 +82,20 @@ class Parametrised(torch.nn.Module):
         self.register_buffer("table", table.clone())
         self.calls = 0
 
-    def forward(self, x, timestep, context=None, **_):
+    def forward(self, x, timestep, context=None, transformer_options=None, **_):
+        """Inside the wrappers of patches such as EasyCache, as in the host's own networks."""
+        extension, told = comfy.patcher_extension, transformer_options or {}
+        wrappers = extension.get_all_wrappers(extension.WrappersMP.DIFFUSION_MODEL, told)
+        executor = extension.WrapperExecutor.new_class_executor(self.predict, self, wrappers)
+        return executor.execute(x, timestep, context, told)
+
+    def predict(self, x, timestep, context, _):
         self.calls += 1
         time.sleep(self.delay)
         labels = context[:, 0, 0].round().long()
         shape = (-1,) + (1,) * (x.ndim - 1)
-        if self.prediction == "flow":
-            flow = timestep / 1000
+        if self.prediction in ("flow", "flux"):
+            flow = timestep / 1000 if self.prediction == "flow" else timestep
             sigma = (flow / (1 - flow)).clamp(max=SIGMA_MAX)  # 80 at pure noise
             level = flow.view(shape)
             scale = torch.where(flow / (1 - flow) > SIGMA_MAX, SIGMA_MAX / flow, 1 + sigma).view(shape)
