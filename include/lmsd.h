@@ -997,7 +997,8 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  *   it.
  * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
  *   `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
- *   highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
+ *   highest), `boundary` and `guidance_scale_2` (of a second network below that noise level),
+ *   `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
  * - "seeds" (string; default: none): The host's name for its noise, its conditions and its features, copied
  *   into the schedules. A checkpoint made with another one is refused.
  *
@@ -1077,7 +1078,8 @@ void lmsd_distilled_free(struct lmsd_distilled *distilled);
  *   solvers, or over those of a comparison.
  * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
  *   `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
- *   highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
+ *   highest), `boundary` and `guidance_scale_2` (of a second network below that noise level),
+ *   `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
  *
  * # Safety
  * As in `lmsd_distill`; `schedules` and `distances` have `count` entries.

@@ -91,6 +91,12 @@ pub struct MadeFor {
     /// Smallest and largest of the guidance scales that it was fitted to, in place of a single one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_range: Option<[f64; 2]>,
+    /// Noise level below which a second network, that of low noise, is called instead of the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundary: Option<f64>,
+    /// Guidance scale of that second network, where it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_scale_2: Option<f64>,
     /// Shape of one latent, without the batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latent_shape: Option<Vec<u64>>,
@@ -384,6 +390,8 @@ impl Schedule {
             ("sigma_min", own.sigma_min, host.sigma_min),
             ("sigma_max", own.sigma_max, host.sigma_max),
             ("guidance scale", own.guidance_scale, host.guidance_scale),
+            ("a second model below sigma", own.boundary, host.boundary),
+            ("guidance scale of the second model", own.guidance_scale_2, host.guidance_scale_2),
         ] {
             if let (Some(a), Some(b)) = (made, here)
                 && !same(a, b)

@@ -18,7 +18,7 @@ import lmsd.gain
 import lmsd.guidance
 import torch
 
-from . import display, host
+from . import display, experts, host
 from .inputs import default
 
 COMPARED = {"field": "published", "finalists": 4}  # the strongest field has some 1,100 samplers at each NFE
@@ -84,6 +84,7 @@ class Distillation:
         # before the work: what cannot be saved need not be made
         self.files = host.new_files(settings.name, settings.nfes)
         self.checkpoint = host.checkpoint_file(settings.name)
+        experts.check_range(guider, settings.cfg_to)
         self.scales = host.guidance_scales(guider, settings.cfg_to)
         self.samples = latents(guider, latent, settings.batch_size)
         self.found, self.out_of_time = {}, False
@@ -120,7 +121,9 @@ class Distillation:
             self.checkpoint.unlink(missing_ok=True)
         if self.unsaved:
             more += display.not_saved(self.unsaved)
-        self.display.say(display.outcome(best) + display.prompts(best, self.prompts.count) + more)
+        self.display.say(
+            display.outcome(best) + display.prompts(best, self.prompts.count) + experts.words(best) + more
+        )
         return best
 
     def raise_interrupt(self) -> None:
@@ -146,9 +149,10 @@ class Distillation:
             )
         self.prompts = host.Prompts(self.guider)
         # What the file cannot know, such as prompts, LoRAs and other weights, shows in the model's result.
-        predicted = self.denoised(self.begin(0), float(self.sampling.sigma_max))
+        highest, x_T = float(self.sampling.sigma_max), self.begin(0)
+        predicted = [self.denoised(x_T, level) for level in experts.levels(self.guider, highest)]
         if not self.display.interrupt:
-            config = self.configured(fingerprint(predicted, *self.prompts.tensors()))
+            config = self.configured(fingerprint(*predicted, *self.prompts.tensors()))
             comparison = self.calls_to_compare(config) if self.settings.compare else 0
             distilled = self.fit(config, comparison)
             if distilled is not None:
@@ -168,6 +172,7 @@ class Distillation:
             made_for["fingerprint"] = weights
         if self.scales:
             made_for |= lmsd.guidance.made_for(self.scales)
+        made_for |= experts.made_for(self.guider)
         return {
             "process": self.about["process"],
             "sigma_min": float(self.sampling.sigma_min),
@@ -178,6 +183,7 @@ class Distillation:
             "made_for": made_for,
             "seeds": f"{type(noise).__name__} from seed {noise.seed}, {size} images a batch, "
             f"model and conditions {conditions}"
+            + f", another model below {made_for.get('boundary')}" * ("boundary" in made_for)
             + f", {self.prompts.count} prompts in turn" * (self.prompts.count > 1)
             + f", cfg {self.scales} in turn" * (len(self.scales) > 1),
         }

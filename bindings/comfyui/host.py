@@ -16,6 +16,7 @@ import torch
 from . import weights
 
 FOLDER = "lmsd_schedules"
+FRESH = "lmsd_fresh"  # in transformer_options: no call may know of the one before
 
 
 # ---- schedule files
@@ -269,12 +270,12 @@ def check(schedule: lmsd.Schedule, about: dict) -> None:
     schedule.check(**{name: value for name, value in about.items() if name not in ("shift", "sigma_min")})
 
 
-def differences(schedule: lmsd.Schedule, model, guider, x) -> list[str]:
+def differences(made: dict, model, guider, x) -> list[str]:
     """Sentences on what a schedule was made for and this run has not; with all of them it runs.
 
-    `model`: a BaseModel or None; `guider`: of the run, or None; `x`: its state.
+    `made`: its `made_for`; `model`: a BaseModel or None; `guider`: of the run, or None; `x`: its state.
     """
-    made, found = schedule.made_for, []
+    found = []
 
     def differs(what, wanted, here):
         found.append(f"the schedule was made for {what} {wanted}; this run has {here}")
@@ -320,6 +321,7 @@ def with_levels(extra_args: dict | None, levels, x, caches_off_for=None) -> dict
     if caches_off_for is not None and "context_handler" in model_options:
         levels = levels[:1]  # 0.3.64 compares the list with the levels of a whole batch
     told["sample_sigmas"] = torch.tensor([float(level) for level in levels], dtype=x.dtype, device=x.device)
+    told |= {FRESH: True} if caches_off_for is not None else {}
     cache = told.get("easycache")
     if caches_off_for is not None and hasattr(cache, "prepare_timesteps"):
         told["easycache"] = cache.clone().prepare_timesteps(caches_off_for)

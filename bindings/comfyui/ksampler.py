@@ -52,7 +52,7 @@ def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
     of = f" of the {steps} asked for" * (schedule.nfe < steps)
     taken = f"{path.name}, {schedule.nfe} steps{of}"
     logging.info("lmsd: %s: %s", taken, whole)
-    notes = host.differences(whole, base, guider, x)
+    notes = host.differences(whole.made_for, base, guider, x)
     display.log(notes)
     display.shown("\n".join([taken, *notes]))
 

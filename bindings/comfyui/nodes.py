@@ -10,6 +10,7 @@ import torch
 
 from . import display, host, weights
 from .distill import distill
+from .experts import Experts, split
 from .inputs import choice, default, flag, number, option, socket, text
 from .sampling import sampler_and_sigmas
 
@@ -160,6 +161,27 @@ def optional_distill_inputs() -> dict:
     return {"cfg_to": number(0.0, 0.0, 100.0, cfg_to, step=0.1, round=0.01)}
 
 
+BOUNDARY = (
+    "The noise level below which the low-noise model is called, at it and above the other: 0.875 and 0.9 are "
+    "those of Wan 2.2, text and image to video."
+)
+
+
+def boundary_input() -> tuple:
+    return number(0.875, 0.0, 1000.0, BOUNDARY, step=0.001, round=0.0001)
+
+
+def two_models_inputs() -> dict:
+    """Those of a second model."""
+    low = "Of low noise, where the first one is of high noise, as in Wan 2.2: one schedule for both."
+    scale = "Of the low-noise model. 0: the same cfg."
+    return {
+        "model_low_noise": socket("MODEL", low),
+        "boundary": boundary_input(),
+        "cfg_low_noise": number(0.0, 0.0, 100.0, scale, step=0.1, round=0.01),
+    }
+
+
 class DistillSchedule:
     DESCRIPTION = (
         "Fits a schedule to this model, guidance scale and resolution, by forward calls only, and saves it "
@@ -185,14 +207,33 @@ class DistillSchedule:
                 "first_seed": number(0, 0, 0xFFFFFFFFFFFFFFFF, seed),
                 **distill_inputs(),
             },
-            "optional": optional_distill_inputs(),
+            "optional": {**optional_distill_inputs(), **two_models_inputs()},
             "hidden": {"node_id": "UNIQUE_ID"},
         }
 
-    def run(self, model, positive, negative, latent_image, cfg, first_seed, node_id=None, **options):
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
+    def run(
+        self,
+        model,
+        positive,
+        negative,
+        latent_image,
+        cfg,
+        first_seed,
+        node_id=None,
+        model_low_noise=None,
+        boundary=0.875,
+        cfg_low_noise=0.0,
+        **options,
+    ):
+        def guided(model, scale):
+            guider = comfy.samplers.CFGGuider(model)
+            guider.set_conds(positive, negative)
+            guider.set_cfg(scale)
+            return guider
+
+        guider = guided(model, cfg)
+        if model_low_noise is not None:
+            guider = Experts(guider, guided(model_low_noise, cfg_low_noise or cfg), boundary)
         return (distill(guider, Seeded(first_seed), latent_image, node_id=node_id, **options),)
 
 
@@ -213,6 +254,53 @@ class DistillScheduleGuider(DistillSchedule):
 
     def run(self, guider, noise, latent_image, node_id=None, **options):
         return (distill(guider, noise, latent_image, node_id=node_id, **options),)
+
+
+class GuiderForTwoModels:
+    DESCRIPTION = (
+        "One GUIDER of two that share a trajectory, such as the high-noise and the low-noise model of Wan "
+        "2.2. With SamplerCustomAdvanced it takes the place of two samplers; Distill Schedule (Guider) takes "
+        "it too."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "make"
+    RETURN_TYPES = ("GUIDER",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "high_noise": socket("GUIDER", "Called at the boundary and above it."),
+                "low_noise": socket("GUIDER", "Called below it."),
+                "boundary": boundary_input(),
+            }
+        }
+
+    def make(self, high_noise, low_noise, boundary):
+        return (Experts(high_noise, low_noise, boundary),)
+
+
+class SplitForTwoModels:
+    DESCRIPTION = (
+        "Splits SIGMAS of a schedule for two models where the second one begins, for two samplers one after "
+        "the other: both with the same SAMPLER, the second with DisableNoise."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "split"
+    RETURN_TYPES = ("SIGMAS", "SIGMAS")
+    RETURN_NAMES = ("high_sigmas", "low_sigmas")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "schedule": socket(SCHEDULE, "Distilled for two models; it knows the boundary."),
+                "sigmas": socket("SIGMAS", "Of the Distilled Sampler with this schedule."),
+            }
+        }
+
+    def split(self, schedule, sigmas):
+        return split(schedule, sigmas)
 
 
 class PromptsForDistilling:
@@ -291,6 +379,8 @@ NODE_CLASS_MAPPINGS = {
     "LmsdSolver": HandcraftedSolver,
     "LmsdDistill": DistillSchedule,
     "LmsdDistillGuider": DistillScheduleGuider,
+    "LmsdExperts": GuiderForTwoModels,
+    "LmsdSplit": SplitForTwoModels,
     "LmsdPrompts": PromptsForDistilling,
     "LmsdReport": ScheduleReport,
 }
@@ -300,6 +390,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "LmsdSolver": "Handcrafted Solver",
     "LmsdDistill": "Distill Schedule",
     "LmsdDistillGuider": "Distill Schedule (Guider)",
+    "LmsdExperts": "Guider for Two Models",
+    "LmsdSplit": "Split for Two Models",
     "LmsdPrompts": "Prompts for Distilling",
     "LmsdReport": "Schedule Report",
 }

@@ -15,7 +15,7 @@ import lmsd
 import torch
 from lmsd.k_diffusion import Stopped, host_sigmas, part_of, sample_lmsd, sample_part
 
-from . import display, host
+from . import display, experts, host
 
 KEPT = 4  # parts whose predictions are kept
 ROUNDING = 1e-5  # of the largest number of a latent: what the host's scaling back and forth may change
@@ -44,7 +44,8 @@ class Sample:
         first, last = part
         x = x * (self.sigmas[first] / float(sigmas[0]))  # the host's level may be a rounded one
         schedule, after = self.up_to(first, x) if first else (self.schedule, None)
-        notes = host.differences(self.schedule, base, guider, x)
+        notes = experts.notes(self.schedule, first, last, guider)
+        notes += host.differences(experts.made_for_part(self.schedule, first), base, guider, x)
         if first and after is None:
             notes.append(
                 f"begins at sigma {self.sigmas[first]:.4g} without the steps before: their SAMPLER, or the "

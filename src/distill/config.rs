@@ -104,8 +104,8 @@ options! {
         /// one likes. Only rank 0 reads and writes it.
         checkpoint: Option<PathBuf> = None, other("path", ""), else "none: a run that is killed is lost";
         /// What the schedules are for, copied into them: any of `model`, `model_hash`, `fingerprint`, `prediction`,
-        /// `family`, `guidance_scale`, `guidance_range` (lowest and highest), `latent_shape`, `sigma_min`,
-        /// `sigma_max`, `shift`, `snapped`.
+        /// `family`, `guidance_scale`, `guidance_range` (lowest and highest), `boundary` and `guidance_scale_2` (of a
+        /// second network below that noise level), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
         made_for: MadeFor = MadeFor::default(), other("object", "");
         /// The host's name for its noise, its conditions and its features, copied into the schedules. A checkpoint
         /// made with another one is refused.

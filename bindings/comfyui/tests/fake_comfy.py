@@ -321,6 +321,14 @@ class NestedTensor:
 # ---- comfy.utils and comfy.sample
 
 
+IN_MEMORY = []  # the model that is loaded: the host has room for one
+
+
+def prepare_sampling(model, noise_shape, conds, model_options=None):
+    IN_MEMORY[:] = [model.model]
+    return model.model, conds, []
+
+
 def repeat_to_batch_size(tensor, batch_size, dim=0):
     times = -(-batch_size // tensor.shape[dim])
     return torch.cat([tensor] * times, dim).narrow(dim, 0, batch_size)
@@ -491,6 +499,7 @@ class CFGGuider:
     def guided(self, x, timestep):
         def predicted(name):
             tokens = self.conds[name][0]["model_conds"]["c_crossattn"].process_cond(x.shape[0])
+            assert IN_MEMORY == [self.inner_model]
             return self.inner_model.apply_model(x, timestep, tokens.cond.mean((1, 2)))
 
         positive = predicted("positive")
@@ -517,7 +526,7 @@ class CFGGuider:
             name: [dict(cond, model_conds={"c_crossattn": CONDRegular(cond["cross_attn"])}) for cond in conds]
             for name, conds in self.original_conds.items()
         }
-        self.inner_model = self.model_patcher.model
+        self.inner_model, self.conds, _ = prepare_sampling(self.model_patcher, noise.shape, self.conds)
         unpatched = self.inner_model.__dict__.copy()
         self.inner_model.__dict__.update(self.model_patcher.object_patches)
         try:
@@ -638,6 +647,9 @@ class Host:
         for function in (repeat_to_batch_size, pack_latents, unpack_latents):
             setattr(utils, function.__name__, function)
 
+        helpers = module("comfy.sampler_helpers")
+        helpers.prepare_sampling = prepare_sampling
+
         sample = module("comfy.sample")
         sample.prepare_noise, sample.fix_empty_latent_channels = prepare_noise, fix_empty_latent_channels
 
@@ -667,7 +679,7 @@ class Host:
 
         comfy = module("comfy")
         comfy.__path__ = []
-        submodules = [management, utils, sample, samplers, diffusion, nested]
+        submodules = [management, utils, helpers, sample, samplers, diffusion, nested]
         for submodule in submodules:
             setattr(comfy, submodule.__name__.rpartition(".")[2], submodule)
         everything = [comfy, *submodules, sampling, preview, server, self.folder_paths()]

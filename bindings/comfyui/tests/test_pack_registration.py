@@ -23,7 +23,7 @@ def mappings(pack):
 
 def test_every_node_has_a_name_for_people_and_a_description(pack):
     names = pack.module.NODE_DISPLAY_NAME_MAPPINGS
-    assert set(names) == set(mappings(pack)) and len(set(names.values())) == len(names) == 7
+    assert set(names) == set(mappings(pack)) and len(set(names.values())) == len(names) == 9
     for node, cls in mappings(pack).items():
         assert node.startswith("Lmsd")  # of all packs' nodes, these
         assert len(cls.DESCRIPTION) > 30 and cls.DESCRIPTION.endswith(".")
@@ -176,7 +176,7 @@ def test_with_another_lmsd_there_is_one_line_in_the_log(host, load_pack, monkeyp
 
 def test_a_patch_release_is_taken(load_pack, monkeypatch, caplog):
     monkeypatch.setattr(lmsd, "__version__", "0.1.99")
-    assert len(load_pack().module.NODE_CLASS_MAPPINGS) == 7 and errors(caplog) == []
+    assert len(load_pack().module.NODE_CLASS_MAPPINGS) == 9 and errors(caplog) == []
 
 
 MEASURE = """
@@ -205,7 +205,7 @@ def test_the_import_is_quick_and_light(capsys):
     count, wall, busy, others = first.split()
     with capsys.disabled():
         print(f" [import: {float(wall):.3f} s, {float(busy):.3f} s of it work] ", end="")
-    assert int(count) == 7 and float(busy) < 0.1 * float(others)
+    assert int(count) == 9 and float(busy) < 0.1 * float(others)
     loaded = set(second.split())
     assert "lmsd" in loaded and not loaded & {
         "matplotlib",

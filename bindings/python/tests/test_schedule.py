@@ -110,6 +110,17 @@ def test_check_refuses_a_schedule_made_for_something_else():
         assert raised.value.status == lmsd.Status.MISMATCH
 
 
+def test_a_schedule_for_two_networks_says_so():
+    made_for = {**FILE["made_for"], "boundary": 0.9, "guidance_scale_2": 1.5}
+    schedule = lmsd.Schedule.from_json(FILE | {"made_for": made_for})
+    assert lmsd.Schedule.from_json(schedule.to_json()).made_for == made_for
+    schedule.check(boundary=0.9, guidance_scale_2=1.5)
+    lmsd.Schedule.from_json(FILE).check(boundary=0.9)
+    for host, words in [({"boundary": 0.875}, "0.9; .*0.875"), ({"guidance_scale_2": 3.0}, "1.5; .*3")]:
+        with pytest.raises(lmsd.ScheduleError, match=words):
+            schedule.check(**host)
+
+
 def test_solve_takes_grids_in_three_forms():
     by_name = lmsd.solve("euler", nfe=4, grid="karras", sigma_min=0.01, sigma_max=10)
     by_dict = lmsd.solve(

@@ -208,8 +208,8 @@ class Schedule:
         """Raises ScheduleError where it was made for something else than the host's own values.
 
         Any of `process`, `model`, `model_hash`, `guidance_scale` (which may lie anywhere in the schedule's
-        `guidance_range`), `latent_shape`, `sigma_min`, `sigma_max`, `shift`; only what both sides state is
-        compared.
+        `guidance_range`), `boundary`, `guidance_scale_2`, `latent_shape`, `sigma_min`, `sigma_max`, `shift`;
+        only what both sides state is compared.
         """
         _abi.check(lib.lmsd_schedule_check(self._handle, _json(host)))
 

@@ -255,7 +255,8 @@ def distill(
       exists already the run resumes from it, on as many ranks as one likes. Only rank 0 reads and writes it.
     - `made_for` (default: nothing): What the schedules are for, copied into them: any of `model`,
       `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
-      highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
+      highest), `boundary` and `guidance_scale_2` (of a second network below that noise level),
+      `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
     - `seeds` (default: none): The host's name for its noise, its conditions and its features, copied into the
       schedules. A checkpoint made with another one is refused.
     """
@@ -343,7 +344,8 @@ def compare(
       or over those of a comparison.
     - `made_for` (default: nothing): What the schedules are for, copied into them: any of `model`,
       `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
-      highest), `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
+      highest), `boundary` and `guidance_scale_2` (of a second network below that noise level),
+      `latent_shape`, `sigma_min`, `sigma_max`, `shift`, `snapped`.
     """
     options = {
         "process": process,
