@@ -156,6 +156,47 @@ def flux():
     return pipeline, {"prompt_embeds": torch.randn(3, 8), "pooled_prompt_embeds": torch.randn(8)}
 
 
+def wan(boundary_ratio=0.875):
+    """Wan 2.2: flow, static shift, a network for high and one for low noise, video latents."""
+    from diffusers import (
+        AutoencoderKLWan,
+        FlowMatchEulerDiscreteScheduler,
+        WanPipeline,
+        WanTransformer3DModel,
+    )
+
+    def transformer():
+        return WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=8,
+            freq_dim=16,
+            ffn_dim=16,
+            num_layers=1,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        )
+
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    second = {} if boundary_ratio is None else {"transformer_2": transformer()}
+    pipeline = WanPipeline(
+        transformer=transformer(),
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        tokenizer=None,
+        text_encoder=None,
+        boundary_ratio=boundary_ratio,
+        **second,
+    )
+    return pipeline, embeds()
+
+
 def image_to_image():
     """Stable Diffusion from an image."""
     pipeline, one = stable_diffusion("StableDiffusionImg2ImgPipeline")

@@ -69,6 +69,9 @@ def distill(
     distillation decides by itself (latents, num_inference_steps, sigmas, timesteps, strength) or that make
     the network depend on the step (callbacks, control_guidance_end below 1, ...); Error where the pipeline's
     loop is not the standard one, or its network caches.
+
+    Two networks of which the pipeline calls one above `boundary_ratio` and `transformer_2` below it (Wan 2.2)
+    get one schedule; `guidance_scale_2` counts.
     """
     size = batch_size
     if size is None:
@@ -144,12 +147,28 @@ def described(driver: Driver, calls: PipelineCalls, seed: int) -> dict:
         own["fit_start"] = False  # a flow pipeline hands x_T to the network as it is
     made_for |= {"sigma_min": own["sigma_min"], "sigma_max": own["sigma_max"]}
     made_for |= {"model": network_name(calls.pipeline), "snapped": network.integer}
+    made_for |= (second := second_network(network, calls))
     seeds = f"PCG64([{seed}, batch]), {calls.size} latents a batch"
     if calls.guidance:
         made_for |= guidance.made_for(calls.guidance)
     if len(calls.guidance) > 1:
         seeds += f", guidance {calls.guidance} in turn"
+    if second:
+        seeds += f", transformer_2 {second}"
     return {**own, "sigma_end": 0.0, "made_for": made_for, "seeds": seeds}
+
+
+def second_network(network: Network, calls: PipelineCalls) -> dict:
+    """What `made_for` says of a network for lower noise levels, as Wan 2.2 has; empty where there is none.
+
+    `boundary`: the level below which the pipeline calls it; `guidance_scale_2`: its own, where it has one.
+    """
+    ratio = getattr(calls.pipeline.config, "boundary_ratio", None)
+    if ratio is None:
+        return {}
+    found = {"boundary": network.sigma(ratio * network.steps)}
+    scale = calls.fixed.get("guidance_scale_2")
+    return found | ({} if scale is None or [scale] == calls.guidance else {"guidance_scale_2": float(scale)})
 
 
 def network_name(pipeline) -> str:
