@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-digits check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
-	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-diffusers bench-lincomb bench-overhead \
+	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead \
 	library venv venv-check venv-test wheel clean
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make old             version 0.1.0 in build/old/package, for benches/cost.py --old"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-cut       runs cut in two without history, and runs upwards"
+	@echo "make bench-experts   two networks that share a trajectory: distilled at 5 against the best at 8"
 	@echo "make bench-diffusers distilled at 5 steps against diffusers' own schedulers at 10"
 	@echo "make bench-comfyui   the same in ComfyUI; COMFYUI_DIR is its folder, COMFYUI_PYTHON its Python"
 	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; COMFYUI_DIR as above"
@@ -182,6 +183,9 @@ bench-start: library venv-test
 
 bench-cut: library venv-test
 	$(PY) benches/cut.py
+
+bench-experts: library venv-test
+	$(PY) benches/experts.py
 
 bench-diffusers: library venv-test
 	$(PY) benches/diffusers_hosts.py
