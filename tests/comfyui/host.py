@@ -192,7 +192,7 @@ class Host:
         given = {name: value for name, value in os.environ.items() if name != "COMFYUI_DIR"}
         return own | given | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | self.environment
 
-    def start(self, timeout: float = 900) -> None:
+    def start(self, timeout: float = 3600) -> None:
         """Starts the server and waits until it answers; HostError where it ends or a pack fails to import."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

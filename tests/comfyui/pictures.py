@@ -24,6 +24,7 @@ WORKFLOW = EMOJI / "example_workflows" / "distill then sample.json"
 THUMBNAILS = PACKS["comfyui-lmsd"] / "example_workflows"
 DARK, LIGHT, BLUE, ORANGE, GREY = "#20232a", "#f2f4f8", "#58b0ff", "#ffa657", "#9aa4b2"
 STEPS, MANY, NFES = 5, 50, range(3, 6)
+DAY = 86400.0
 
 
 def node_of(workflow, kind):
@@ -50,7 +51,7 @@ def drawn(host, workflow, schedule, seed):
         "decode": node("VAEDecode", samples=("sample", 0), vae=("model", 2)),
         "save": node("SaveImage", images=("decode", 0), filename_prefix="thumbnail"),
     }  # fmt: skip
-    run = host.run(nodes, timeout=600)
+    run = host.run(nodes, timeout=DAY)
     assert run.status == "success", run.error
     return np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in host.images(run)])
 
@@ -152,13 +153,20 @@ def page(host, workflow, path):
 def main():
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     parser.add_argument("--out", type=Path, help="a folder for all of them, instead of their places")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for schedules; one that was stopped there goes on"
+    )
     args = parser.parse_args()
     workflow = json.loads(WORKFLOW.read_text())
     values = node_of(workflow, "LmsdDistill")["widgets_values"]
     name, values[3:5], values[7] = values[2], [NFES[-1], NFES[0]], 0.0
     with Host(Path(os.environ["COMFYUI_DIR"]), packs=PACKS | {"comfyui_emoji": EMOJI}) as host:
+        if args.keep:
+            args.keep.mkdir(parents=True, exist_ok=True)
+            (host.base / "models" / "lmsd_schedules").rmdir()
+            (host.base / "models" / "lmsd_schedules").symlink_to(args.keep.resolve())
         prompt = browser.look(host, workflow).report["prompt"]
-        run = host.run(prompt, timeout=3600)  # so that the page finds the schedule in the cache
+        run = host.run(prompt, timeout=DAY)  # so that the page finds the schedule in the cache
         assert run.status == "success", run.error
         print(*run.texts[-1:], sep="\n")
         node_of(workflow, "SamplerCustom")["widgets_values"][1] += 1  # sampling runs again, with previews
