@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import workflows
 from host import PACKS, Host
+from test_digits_host import pixels
 from test_pack_host import SCHEDULES, distilling, files, in_two, loading, shown
 from workflows import node
 
@@ -51,6 +53,33 @@ def with_settings(nodes, **settings):
 
 
 # ---- a distillation that takes long
+
+
+def values(run):
+    """Of the progress bar while it distilled: model calls so far, those of former runs included."""
+    return [step["value"] for step in run.progress if step["node"] == "distill"]
+
+
+def test_a_plan_before_it_and_on_from_where_it_was_stopped(host):
+    """To the very schedule of a run that was not interrupted, without the calls that were made."""
+    settings = {"nfe": 4, "trajectories": 10}
+    whole = done(host, distilling("whole", **settings))
+    if shows_texts(host):
+        plans = [i for i, text in enumerate(whole.texts) if text.startswith("plan: ")]
+        fits = [i for i, text in enumerate(whole.texts) if "nearer than" in text and i not in plans]
+        assert len(plans) == 1 and "image-calls" in whole.texts[plans[0]] and plans[0] < min(fits)
+    prompt_id = host.queue(distilling("stopped", delay_ms=30, **settings))  # time to stop it in
+    at = max(values(whole)) // 2
+    host.until(lambda e: e.kind == "progress" and e.data["node"] == "distill" and e.data["value"] > at)
+    host.interrupt()
+    assert host.wait(prompt_id).status == "interrupted"
+    assert (folder(host) / "stopped checkpoint.jsonl").is_file()
+    before = set(files(host))  # with the best so far, where it was nearer than the field
+    again = done(host, distilling("stopped", **settings))
+    assert sum(value < 0.8 * at for value in values(again)) <= 1  # the bar begins at 0
+    assert not (folder(host) / "stopped checkpoint.jsonl").exists()
+    (last,) = set(files(host)) - before
+    assert made(host, last)["nodes"] == made(host, "whole nfe04.json")["nodes"]
 
 
 def test_minutes_that_are_over_lose_nothing(host):
@@ -205,3 +234,28 @@ def test_below_denoise_1_the_entry_keeps_the_steps_and_the_bar(asked, family):
         file.unlink()
     run = done(asked, entry(steps=5, denoise=0.5, seed=2))
     assert bar(run) == (5, 5) and sum(step["node"] == "sample" for step in run.progress) < 5
+
+
+def advanced(steps, first, last, noise, leftover, latent, sampler):
+    links = {name: (name, 0) for name in ("model", "positive", "negative")}
+    return node(
+        "KSamplerAdvanced", add_noise=noise, noise_seed=1, steps=steps, cfg=3.0, sampler_name=sampler,
+        scheduler="karras", latent_image=latent, start_at_step=first, end_at_step=last,
+        return_with_leftover_noise=leftover, **links,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("second", ["lmsd", "euler"])
+def test_noise_left_over_for_another_sampler(asked, family, second):
+    """KSampler (Advanced) to step 3 of 6, and on from there: nearer to one run than where it stopped."""
+    nodes = entry() | {
+        "sample": advanced(6, 0, 3, "enable", "enable", ("latent", 0), "lmsd"),
+        "rest": advanced(6, 3, 10000, "disable", "disable", ("sample", 0), second),
+    }
+    head = done(asked, nodes)
+    assert bar(head) == (3, 3)
+    nodes["decode"]["inputs"]["samples"] = ["rest", 0]
+    both = done(asked, nodes)
+    runs = head, both, done(asked, entry(steps=6))
+    stopped, went_on, whole = (np.stack([pixels(image) for image in asked.images(run)]) for run in runs)
+    assert abs(went_on - whole).mean() < 0.6 * abs(stopped - whole).mean()
