@@ -79,6 +79,11 @@ class Run:
         """value, max and node (an id) of each step, with `seconds`."""
         return [{"seconds": e.seconds, **e.data} for e in self.events if e.kind == "progress"]
 
+    def bar(self, node: str = "sample") -> tuple[int, int]:
+        """value and max of its last step; newer hosts tell only some of the steps where these are fast."""
+        step = [step for step in self.progress if step["node"] == node][-1]
+        return step["value"], step["max"]
+
     @property
     def previews(self) -> list[Event]:
         """Images (JPEG or PNG bytes) sent while it ran."""

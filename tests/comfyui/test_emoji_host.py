@@ -49,7 +49,7 @@ def pictures(host, nodes):
 def test_words_and_the_hosts_sampler(host, model):
     apples, run = pictures(host, ksampler(model))
     size = 64 if model == "latent" else 32
-    assert apples.shape[:3] == (2, size, size) and len(run.progress) == 3
+    assert apples.shape[:3] == (2, size, size) and run.bar() == (3, 3)
     assert bool(run.previews) == (model != "latent")
     cats, _ = pictures(host, ksampler(model, "grinning cat"))
     assert abs(apples - cats).max() > 2  # of 255, the same seed
@@ -102,7 +102,7 @@ def test_a_published_solver_as_a_schedule(host, model):
     options = {"solver": "dpmpp_2m", "steps": 4, "grid": "auto", "rho": 7.0, "shift": 0.0}
     schedule = node("LmsdSolver", model=("model", 0), lower_order_final=True, **options)
     drawn, run = pictures(host, sampling(model, schedule, batch=8))
-    assert len(drawn) == 8 and sum(step["node"] == "sample" for step in run.progress) == 4
+    assert len(drawn) == 8 and run.bar() == (4, 4)
     nodes = sampling(model, schedule, batch=8)
     nodes["prompts"]["inputs"]["prompts"] = "red apple\nsnowman\ntulip\nowl"
     other, _ = pictures(host, nodes)
@@ -118,7 +118,7 @@ def test_distill(host):
         batch_size=4, minutes=3.0, compare=False,
     )  # fmt: skip
     drawn, run = pictures(host, sampling("flow", schedule))
-    assert len(drawn) == 4 and sum(step["node"] == "sample" for step in run.progress) == 3
+    assert len(drawn) == 4 and run.bar() == (3, 3)
     file = json.loads((host.base / "models" / "lmsd_schedules" / "flow nfe03.json").read_text())
     about = file["made_for"]
     assert file["process"] == "flow" and about["shift"] == 3 and not about["snapped"]

@@ -94,6 +94,7 @@ def test_words(pack, monkeypatch):
     """As the demo's own model reads them: unknown words are passed over, eight at most."""
     pytest.importorskip("onnxruntime")
     monkeypatch.syspath_prepend(str(pack.EMOJI))
+    import emoji_data
     import emoji_model as demo
 
     _, vocabulary = pack.weights("pixel")
@@ -104,4 +105,4 @@ def test_words(pack, monkeypatch):
         reader = demo.Emoji.__new__(demo.Emoji)
         reader.vocabulary = vocabulary
         np.testing.assert_array_equal([n for n, _ in numbers], reader.words([prompt])[0])
-    assert pack.WORDS == demo.WORDS and pack.SHIFT == demo.SHIFT
+    assert pack.WORDS == demo.WORDS and pack.SHIFT == emoji_data.SHIFT
