@@ -49,20 +49,12 @@ class Experts:
         """Of both, while a run is on."""
         return self.high.conds | {f"{name}, low noise": conds for name, conds in self.low.conds.items()}
 
-    def sample(
-        self,
-        noise,
-        latent_image,
-        sampler,
-        sigmas,
-        denoise_mask=None,
-        callback=None,
-        disable_pbar=False,
-        seed=None,
-    ):
-        """The first model's run, inside one of the second, so that the host has made both ready."""
+    def sample(self, noise, latent_image, sampler, sigmas, *, denoise_mask=None, seed=None, **shown):
+        """The first model's run, inside one of the second, so that the host has made both ready.
+
+        As the host calls its own guiders; `shown`: its callback and disable_pbar.
+        """
         shared, out = {"denoise_mask": denoise_mask, "seed": seed}, latent_image
-        shown = {"callback": callback, "disable_pbar": disable_pbar}
 
         def inside(model, x, levels, extra_args=None, **_):
             nonlocal out

@@ -13,6 +13,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 PACK = Path(__file__).resolve().parents[1]
+sys.path.append(str(PACK.parent / "python" / "tests"))  # full_disk
 
 torch.set_num_threads(1)
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import lmsd
 import pytest
 import torch
 from fake_comfy import Model, RandomNoise, conditioning
+from full_disk import files_end_at, on_linux
 
 PACK = Path(__file__).resolve().parents[1]
 QUICK = {"nfe": 2, "trajectories": 16, "batch_size": 16, "compare": False, "name": "toy"}
@@ -235,22 +235,6 @@ def test_a_full_disk_loses_no_schedule(pack, host, monkeypatch, caplog, compare)
     assert "NOT SAVED: toy nfe02.json" in last and "No space left" in last and "times nearer" in last
     assert schedule.to_json() in caplog.text
     assert end(pack, host, Model("edm"), schedule).isfinite().all()
-
-
-@contextlib.contextmanager
-def files_end_at(length):
-    """No file of this process grows beyond so many bytes: writing then fails midway, as on a full disk."""
-    import resource  # not there on Windows
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="no limit on the length of files")
 
 
 @on_linux

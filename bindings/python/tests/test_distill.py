@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import sys
 
 import lmsd
 import numpy as np
 import pytest
 import torch
+from full_disk import files_end_at, on_linux
 from mixture import Mixture
 
 OPTIONS = {"teacher_nfe": 40, "sigma_end": 0.002, "trajectories": 32, "held_out": 32}
@@ -347,20 +347,7 @@ def test_more_calls_go_on_from_the_checkpoint_to_what_one_run_finds(tmp_path):
     assert third == 0 and again.schedules[4].to_dict()["nodes"] == found.schedules[4].to_dict()["nodes"]
 
 
-@contextlib.contextmanager
-def files_end_at(length):
-    """No file of this process grows beyond so many bytes: writing then fails midway, as on a full disk."""
-    import resource  # not there on Windows
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="no limit on the length of files")
+@on_linux
 @pytest.mark.parametrize("ends", [False, True], ids=["to the end", "for a while"])
 def test_a_disk_that_is_full_does_not_end_a_run(tmp_path, ends):
     """It says so all the time; what was written is whole, and once there is space all of it is."""
