@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-digits check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
-	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead \
+	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead bench-step \
 	library venv venv-check venv-test wheel clean
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make test-torch-versions   liblmsd beside torch 2.11 and the real torch 2.13, which takes 5 GB more"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
+	@echo "make bench-step      one step of each form beside k-diffusion's and diffusers' samplers, in one run"
 	@echo "make bench-torch     the same with the tensors of libtorch, on the CPU"
 	@echo "make bench-gpu       all of that and the distillation of a U-Net on a GPU with torch 2.11, no network;"
 	@echo "                     make bench-gpu-pack makes the file to carry there; GPU_DEVICE=cpu GPU_PYTHON="
@@ -189,6 +190,9 @@ bench-experts: library venv-test
 
 bench-diffusers: library venv-test
 	$(PY) benches/diffusers_hosts.py
+
+bench-step: library venv-test
+	OMP_NUM_THREADS=1 $(PY) benches/step.py
 
 bench-lincomb:
 	$(CARGO) bench --bench lincomb

@@ -305,6 +305,11 @@ typedef struct lmsd_host {
    * the level of noise that it should have. May be NULL.
    */
   size_t (*elements)(void *user_data, const void *tensor);
+  /**
+   * Writes to `*trajectory` the first trajectory of a tensor that has an element which is not finite, or the
+   * number of trajectories where there is none. A run asks so of each prediction. May be NULL: then `gram` tells.
+   */
+  int (*not_finite)(void *user_data, const void *tensor, size_t *trajectory);
 } lmsd_host;
 
 /**

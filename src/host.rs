@@ -70,13 +70,18 @@ pub struct LmsdHost {
     /// Number of elements of a tensor, 0 where that is not known. A distillation checks by it that x_T has
     /// the level of noise that it should have. May be NULL.
     pub elements: Option<unsafe extern "C" fn(user_data: *mut c_void, tensor: *const c_void) -> usize>,
+    /// Writes to `*trajectory` the first trajectory of a tensor that has an element which is not finite, or the
+    /// number of trajectories where there is none. A run asks so of each prediction. May be NULL: then `gram` tells.
+    pub not_finite: Option<
+        unsafe extern "C" fn(user_data: *mut c_void, tensor: *const c_void, trajectory: *mut usize) -> c_int,
+    >,
 }
 
 growing!(
     LmsdHost,
     "lmsd_host",
     { struct_size, user_data, alloc, release, lincomb, gram, batch },
-    { error, alloc_many, elements }
+    { error, alloc_many, elements, not_finite }
 );
 
 /// A tensor of either kind.
@@ -340,6 +345,16 @@ impl Tensors for Backend {
                 Ok(out)
             }
         }
+    }
+
+    fn not_finite(&self, of: &Handle) -> Result<Option<usize>> {
+        let Self::Host(host @ LmsdHost { not_finite: Some(not_finite), .. }) = self else {
+            return Ok(self.gram(&[of])?.iter().position(|square| !square.is_finite()));
+        };
+        let mut trajectory = 0;
+        // SAFETY: a `not_finite` as `lmsd_host` says gets its own user data and tensor, and room for a number.
+        host.said(unsafe { not_finite(host.user_data, of.pointer(), &mut trajectory) }, "not_finite")?;
+        Ok(Some(trajectory).filter(|b| *b < self.trajectories(of)))
     }
 }
 

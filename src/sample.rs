@@ -192,8 +192,7 @@ impl<'a, B: Tensors> Sampler<'a, B> {
 
     /// Refuses a prediction that is not finite, naming the node.
     pub fn check_finite(&self, denoised: &B::Tensor) -> Result<()> {
-        let squares = self.tensors.gram(&[denoised])?;
-        let Some(b) = squares.iter().position(|s| !s.is_finite()) else { return Ok(()) };
+        let Some(b) = self.tensors.not_finite(denoised)? else { return Ok(()) };
         Err(Error::new(
             Status::NonFinite,
             format!(
@@ -284,5 +283,9 @@ impl<B: Tensors> Tensors for &B {
 
     fn gram(&self, columns: &[&B::Tensor]) -> Result<Vec<f64>> {
         (**self).gram(columns)
+    }
+
+    fn not_finite(&self, of: &B::Tensor) -> Result<Option<usize>> {
+        (**self).not_finite(of)
     }
 }

@@ -53,4 +53,9 @@ pub trait Tensors {
     /// Inner products within each trajectory, accumulated in float64:
     /// `gram[(b * k + i) * k + j] = <columns[i][b], columns[j][b]>` for k columns.
     fn gram(&self, columns: &[&Self::Tensor]) -> Result<Vec<f64>>;
+
+    /// The first trajectory with an element that is not finite.
+    fn not_finite(&self, of: &Self::Tensor) -> Result<Option<usize>> {
+        Ok(self.gram(&[of])?.iter().position(|square| !square.is_finite()))
+    }
 }

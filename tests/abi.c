@@ -970,8 +970,10 @@ static int host_model(void *user_data, const lmsd_call *at, const void *x, void 
     struct framework *f = user_data;
     const struct matrix *in = x;
     struct matrix *out = denoised;
-    if (f->run.calls++ == f->run.stop_model_at) return 54;
-    for (size_t i = 0; i < in->rows * in->columns; i++) out->data[i] = denoise(in->data[i], at->sigma);
+    size_t call = f->run.calls++, last = in->rows * in->columns - 1;
+    if (call == f->run.stop_model_at) return 54;
+    for (size_t i = 0; i <= last; i++) out->data[i] = denoise(in->data[i], at->sigma);
+    if (call == f->run.nan_at) out->data[last] = NAN;
     return 0;
 }
 
@@ -1010,6 +1012,17 @@ static int alloc_one_less(void *user_data, const void *like, size_t count, void 
 
 static int alloc_nothing(void *user_data, const void *like, void **out) {
     (void)user_data, (void)like, (void)out;
+    return 0;
+}
+
+/* As a host that looks for itself whether predictions are finite. */
+static int host_not_finite(void *user_data, const void *tensor, size_t *trajectory) {
+    const struct matrix *m = tensor;
+    size_t first = m->rows;
+    if (fails(user_data)) return 56;
+    for (size_t i = m->rows * m->columns; i-- > 0;)
+        if (!isfinite(m->data[i])) first = i / m->columns;
+    *trajectory = first;
     return 0;
 }
 
@@ -1109,7 +1122,22 @@ static void test_host(void) {
         CHECK(f.live == 0 && memcmp(out->data, kept, sizeof kept) == 0);
     }
     f.fail_at = SIZE_MAX;
-    bad.alloc_many = alloc_one_less;
+
+    /* A host may look itself whether a prediction is finite. */
+    char last_row[40];
+    snprintf(last_row, sizeof last_row, "trajectory %d, is not finite", BATCH - 1);
+    bad = host, bad.not_finite = host_not_finite, f.operations = 0, f.run = run_of(s);
+    OK(lmsd_sample(s, &bad, x, host_model, NULL, &f, out));
+    CHECK(memcmp(out->data, expected, sizeof expected) == 0 && f.operations == operations);
+    f.run = run_of(s), f.run.nan_at = 2;
+    REFUSED(lmsd_sample(s, &bad, x, host_model, NULL, &f, out), NON_FINITE, last_row);
+    f.run = run_of(s), f.run.nan_at = 2;
+    REFUSED(lmsd_sample(s, &host, x, host_model, NULL, &f, out), NON_FINITE, last_row);
+    f.operations = 0, f.fail_at = operations - 2, f.run = run_of(s);
+    REFUSED(lmsd_sample(s, &bad, x, host_model, NULL, &f, out), STOPPED, "of the host returned 5");
+    f.fail_at = SIZE_MAX, memcpy(out->data, kept, sizeof kept);
+
+    bad = host, bad.alloc_many = alloc_one_less;
     REFUSED(lmsd_sample(s, &bad, x, host_model, NULL, &f, out), INVALID_ARGUMENT, "alloc_many of the host");
     CHECK(f.live == 0);
 

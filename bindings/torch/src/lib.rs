@@ -201,6 +201,7 @@ static TABLE: Table = Table(LmsdHost {
     elements: Some(elements),
     error: Some(error),
     alloc_many: Some(alloc_many),
+    not_finite: None,
 });
 
 const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {

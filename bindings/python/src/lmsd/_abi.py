@@ -114,6 +114,7 @@ class Host(Sized):
         ("error", CFUNCTYPE(c_int, c_void_p, POINTER(c_char_p))),
         ("alloc_many", CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t, POINTER(c_void_p))),
         ("elements", CFUNCTYPE(c_size_t, c_void_p, c_void_p)),
+        ("not_finite", CFUNCTYPE(c_int, c_void_p, c_void_p, POINTER(c_size_t))),
     ]
 
 

@@ -326,6 +326,17 @@ class Sampler:
         self._handle = handle
         # the struct's functions are called until the sampler is freed
         weakref.finalize(self, lambda handle, _keep: lib.lmsd_sampler_free(handle), handle, self._struct)
+        with self._borrowed() as key:
+            self._look(key)
+
+    def _look(self, key: int) -> None:
+        """Keeps where the run stands, so that asking costs nothing: the state, the level of the next call."""
+        sigma = c_double()
+        if lib.lmsd_sampler_index(self._handle) < self.schedule.nfe:
+            self._call.check(lib.lmsd_sampler_next(self._handle, byref(sigma), key))
+        else:
+            self._call.check(lib.lmsd_sampler_result(self._handle, key))
+        self._state, self._sigma = self._host.handed(key), sigma.value
 
     def __copy__(self):
         out = c_void_p()
@@ -346,34 +357,38 @@ class Sampler:
         return lib.lmsd_sampler_index(self._handle)
 
     def next(self) -> tuple[Any, float]:
-        """Where to call the model next: the state, and the noise level to tell the model."""
-        sigma = c_double()
-        with self._borrowed() as x:
-            self._call.check(lib.lmsd_sampler_next(self._handle, byref(sigma), x))
-            return self._host.handed(x), sigma.value
+        """Where to call the model next: the state, which is the run's own, and the level to tell the model.
+
+        Raises Error with `Status.WRONG_STATE` when the run is over.
+        """
+        if self.index == self.schedule.nfe:
+            self._call.check(lib.lmsd_sampler_next(self._handle, byref(c_double()), 1))  # which says so
+        return self._state, self._sigma
 
     def step(self, denoised, x=None) -> None:
-        """Advances with the model's prediction at the present node, which is copied.
+        """Advances with the model's prediction at the present node.
 
         `x`: the caller's own state at this node, where it changed the one that `next` gave; it takes the
-        place of the sampler's before the update, and is copied. Its noise level is `schedule.sigmas[index]`.
+        place of the sampler's before the update. Its noise level is `schedule.sigmas[index]`. Both are kept,
+        so leave a torch tensor as it is until the run is over; numpy arrays are copied.
 
         Refuses a prediction that is not finite, and a step after the last; the sampler then stays at its
         node.
         """
         denoised = self._host.taken(denoised, "denoised is", self._host.like.shape)
         if x is not None:
-            with self._borrowed(self._host.taken(x, "x is", self._host.like.shape)) as key:
+            x = self._host.taken(x, "x is", self._host.like.shape)
+        with self._borrowed(denoised if x is None else x) as key:
+            if x is not None:
                 self._call.check(lib.lmsd_sampler_set_state(self._handle, key))
-        with self._borrowed(denoised) as key:
+                self._host.tensors[key] = denoised
             self._call.check(lib.lmsd_sampler_step(self._handle, key))
+            self._look(key)
 
     @property
     def result(self):
         """The state where the run stands: the end point when it is over."""
-        with self._borrowed() as out:
-            self._call.check(lib.lmsd_sampler_result(self._handle, out))
-            return self._host.handed(out)
+        return self._state
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         while (index := self.index) < self.schedule.nfe:

@@ -1,7 +1,8 @@
 """What the library calls back: the caller's functions, and tensor operations on the caller's own tensors.
 
 Tensors cross as integer keys into a dict, and none is written in place: an operation makes a new tensor and
-binds it to the key. So nobody's memory is overwritten, and a tensor that the caller keeps stays as it is.
+binds it to the key, and a copy is the tensor itself under another key. So nobody's memory is overwritten, and
+a tensor that the caller keeps stays as it is.
 numpy arrays are combined by the library's own kernels; torch tensors by the library's operations for that
 very torch where there is a library of them (`lmsd_torch_host`), else by torch, on whatever device they are.
 Arrays of other libraries become one of these on the way in, and their own kind on the way out (`_arrays.py`).
@@ -162,6 +163,10 @@ class Host(abc.ABC):
     def inner_products(self, columns: list, out) -> None:
         """Writes <columns[i][b], columns[j][b]> for each trajectory b to `out[b, i, j]`, of float64."""
 
+    @abc.abstractmethod
+    def first_not_finite(self, tensor) -> int:
+        """The first trajectory with an element that is not finite; their number where there is none."""
+
     def add(self, tensor=None) -> int:
         """A new key; without a tensor as yet, if none is given."""
         key = next(self.keys)
@@ -200,7 +205,8 @@ class Host(abc.ABC):
 
     def struct(self, call: Call) -> _abi.Host:
         """`lmsd_host`; it refers to this object and to `call`, neither of them to it."""
-        functions = {name: call.inner(getattr(self, name)) for name in ("alloc", "lincomb", "gram")}
+        given = ("alloc", "lincomb", "gram", "not_finite")
+        functions = {name: call.inner(getattr(self, name)) for name in given}
         functions["release"] = call.inner(self.release)
         functions["batch"] = lambda _user_data, key: self.shape(key)[0]
         functions["elements"] = lambda _user_data, key: math.prod(self.shape(key))
@@ -214,10 +220,15 @@ class Host(abc.ABC):
         self.tensors.pop(key, None)
 
     def lincomb(self, key, count, factors, terms):
-        self.tensors[key] = self.combine(factors[:count], [self.tensors[term] for term in terms[:count]])
+        terms = [self.tensors[term] for term in terms[:count]]
+        copy = count == 1 and factors[0] == 1
+        self.tensors[key] = terms[0] if copy else self.combine(factors[:count], terms)
 
     def gram(self, count, columns, out):
         self.inner_products([self.tensors[column] for column in columns[:count]], out)
+
+    def not_finite(self, key, trajectory):
+        trajectory[0] = self.first_not_finite(self.tensors[key])
 
 
 class LibraryOperations:
@@ -284,6 +295,11 @@ class Numpy(Host):
     def inner_products(self, columns, out):
         self.operations.inner_products(columns, out)
 
+    def first_not_finite(self, tensor):
+        squares = (c_double * len(tensor))()
+        self.inner_products([tensor], squares)
+        return next((b for b, square in enumerate(squares) if not math.isfinite(square)), len(tensor))
+
 
 class Torch(Host):
     """torch tensors on any device, in the memory format of `like`: channels_last stays channels_last.
@@ -336,6 +352,13 @@ class Torch(Host):
             total.baddbmm_(part, part.transpose(1, 2))
         total = total.to("cpu", torch.float64).contiguous()
         ctypes.memmove(out, total.data_ptr(), 8 * total.numel())
+
+    def first_not_finite(self, tensor):
+        # one number for all, and a closer look where that is not finite
+        if math.isfinite(tensor.sum(dtype=self.sum_dtype).item()):
+            return len(tensor)
+        finite = tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else tensor.isfinite()
+        return len(tensor) if finite.all() else int(finite.logical_not().nonzero()[0])
 
 
 class TorchByLibrary(Torch):
