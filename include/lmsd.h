@@ -146,7 +146,8 @@ enum lmsd_purpose
    */
   LMSD_PURPOSE_COMPARE = 4,
   /**
-   * Seven calls at the start of a distillation that find out whether the same call gives the same result.
+   * Seven calls at the start of a distillation that find out whether the same call gives the same result, and one
+   * more, without guidance, where guidance is fitted.
    * They belong to no schedule: `node` and `nfe` are 0.
    */
   LMSD_PURPOSE_CHECK = 5,
@@ -241,6 +242,10 @@ typedef struct lmsd_node {
    * How many there are, 1 to n + 1.
    */
   size_t weight_count;
+  /**
+   * How much of the guidance this call has, as in `lmsd_call`.
+   */
+  double guidance;
 } lmsd_node;
 
 /**
@@ -336,6 +341,11 @@ typedef struct lmsd_call {
    * What the call is for.
    */
   lmsd_purpose purpose;
+  /**
+   * How much of the guidance to use: the guidance scale is 1 + guidance (w - 1), where w is the one that the user
+   * set. 1 but where a schedule was fitted with the option `fit_guidance`; `lmsd_schedule_is_guided` tells.
+   */
+  double guidance;
 } lmsd_call;
 
 /**
@@ -703,6 +713,15 @@ double lmsd_schedule_sigma_start(const struct lmsd_schedule *schedule);
 double lmsd_schedule_sigma_end(const struct lmsd_schedule *schedule);
 
 /**
+ * Whether a node has another guidance than the host's own: a model that does not look at `guidance` of `lmsd_call`,
+ * or of `lmsd_node`, must not be sampled with such a schedule. 1 or 0; 0 for NULL.
+ *
+ * # Safety
+ * `schedule` is NULL or valid.
+ */
+int lmsd_schedule_is_guided(const struct lmsd_schedule *schedule);
+
+/**
  * Node `index`, 0 to nfe - 1. `out->struct_size` is set by the caller before the call.
  *
  * # Safety
@@ -986,6 +1005,9 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  *   hosts that hand x_T to the model as it is, such as flow pipelines.
  * - "fit_scales" (boolean; default: true): Whether time scaling factors may move.
  * - "fit_weights" (boolean; default: true): Whether weights may move.
+ * - "fit_guidance" (boolean; default: false): Whether the guidance of each call may move: how much of the
+ *   guidance scale that the user set it has. For models that set theirs as a call says; 4 calls then end 10
+ *   to 25 % nearer at guidance 3.
  * - "difference_step" (number; 1e-5 to 0.2; default: 0.02): Forward difference in log sigma, log scale and
  *   weights. Hosts that snap sigma to a table, or that compute in half precision, need 0.01 or more.
  * - "iterations" (integer; linearisations; 1 to 10000; default: 40): Most linearisations for each NFE.

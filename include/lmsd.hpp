@@ -135,6 +135,7 @@ int call_model(void *user_data, const lmsd_call *call, const void *x, void *deno
 struct Node {
     double sigma, scale;
     std::vector<double> weights;
+    double guidance;
 };
 
 /// A multistep sampler as data. It never changes; threads may share it.
@@ -171,12 +172,14 @@ public:
     std::size_t nfe() const { return lmsd_schedule_nfe(get()); }
     double sigma_start() const { return lmsd_schedule_sigma_start(get()); }
     double sigma_end() const { return lmsd_schedule_sigma_end(get()); }
+    /// Whether the model must be called with guidance that differs from call to call; see lmsd_schedule_is_guided.
+    bool is_guided() const { return lmsd_schedule_is_guided(get()) != 0; }
     std::vector<Node> nodes() const {
         std::vector<Node> all;
-        lmsd_node n{sizeof n, 0, 0, nullptr, 0};
+        lmsd_node n{sizeof n, 0, 0, nullptr, 0, 1};
         for (std::size_t i = 0; i < nfe(); i++) {
             detail::check(lmsd_schedule_node(get(), i, &n));
-            all.push_back({n.sigma, n.scale, {n.weights, n.weights + n.weight_count}});
+            all.push_back({n.sigma, n.scale, {n.weights, n.weights + n.weight_count}, n.guidance});
         }
         return all;
     }

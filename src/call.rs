@@ -19,7 +19,8 @@ pub enum Purpose {
     Fit = 3,
     /// The schedules of `lmsd_compare`.
     Compare = 4,
-    /// Seven calls at the start of a distillation that find out whether the same call gives the same result.
+    /// Seven calls at the start of a distillation that find out whether the same call gives the same result, and one
+    /// more, without guidance, where guidance is fitted.
     /// They belong to no schedule: `node` and `nfe` are 0.
     Check = 5,
 }
@@ -57,17 +58,26 @@ pub struct Call {
     pub sigma: f64,
     /// What the call is for.
     pub purpose: Purpose,
+    /// How much of the guidance to use: the guidance scale is 1 + guidance (w - 1), where w is the one that the user
+    /// set. 1 but where a schedule was fitted with the option `fit_guidance`; `lmsd_schedule_is_guided` tells.
+    pub guidance: f64,
 }
 
 impl Call {
     /// The call at node `node` of a schedule, to sample with it.
     pub fn at(schedule: &Schedule, node: usize) -> Self {
-        Self { node, nfe: schedule.nfe(), ..Self::alone(schedule.model_sigma(node), Purpose::Sample) }
+        let guidance = schedule.nodes()[node].guidance;
+        Self {
+            node,
+            nfe: schedule.nfe(),
+            guidance,
+            ..Self::alone(schedule.model_sigma(node), Purpose::Sample)
+        }
     }
 
     /// A call that belongs to no schedule.
     pub fn alone(sigma: f64, purpose: Purpose) -> Self {
-        Self { struct_size: size_of::<Self>(), node: 0, nfe: 0, sigma, purpose }
+        Self { struct_size: size_of::<Self>(), node: 0, nfe: 0, sigma, purpose, guidance: 1.0 }
     }
 }
 

@@ -5,14 +5,15 @@
 //!
 //! ```text
 //! x_0     = (sigma[0] / sigma_start) x_T
-//! D_n     = model(x_n, scale[n] sigma[n])
+//! D_n     = model(x_n, scale[n] sigma[n]), at guidance scale 1 + guidance[n] (w - 1)
 //! x_{n+1} = r x_n + g sum_j weights[n][j] D_{n-j},   r = sigma[n+1] / sigma[n],  g = 1 - r
 //! ```
 //!
 //! with `sigma[N] = sigma_end`. Where two neighbours have the same sigma nothing advances, g is 1,
 //! and the row is a correction (the second stage of Heun's method) whose weights sum to 0.
 //! The form is the design space of DLMS (OpenReview vkOFOUDLTn): prediction coefficients
-//! (`weights`), time steps (`sigma`) and time scaling factors (`scale`).
+//! (`weights`), time steps (`sigma`) and time scaling factors (`scale`); and how much of the host's
+//! classifier-free guidance, whose scale is w, a call has (`guidance`).
 
 mod file;
 
@@ -27,6 +28,8 @@ use crate::error::{Error, Result, Status};
 /// A schedule is refused above this many nodes.
 pub const MAX_NODES: usize = 1000;
 const MAX_SIGMA: f64 = 1e6;
+/// Most of the host's guidance that a call may have.
+const MAX_GUIDANCE: f64 = 10.0;
 const SCALE_RANGE: std::ops::RangeInclusive<f64> = 1e-3..=1e3;
 const MAX_WEIGHT: f64 = 1e9;
 
@@ -50,19 +53,27 @@ pub struct Node {
     /// Time scaling factor: the model is called at `scale * sigma`. 1e-3 to 1e3.
     #[serde(default = "one")]
     pub scale: f64,
+    /// How much of the host's guidance this call has: its guidance scale is 1 + guidance (w - 1), where w is the
+    /// host's. 1: all of it; 0: none, so that no unconditional prediction is needed. 0 to 10.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub guidance: f64,
     /// Prediction coefficients over D_n, D_{n-1}, ..., newest first; 1 to n + 1 of them.
     pub weights: Vec<f64>,
 }
 
 impl Node {
-    /// A node of time scaling factor 1.
+    /// A node of time scaling factor 1 and the host's own guidance.
     pub fn new(sigma: f64, weights: Vec<f64>) -> Self {
-        Self { sigma, scale: 1.0, weights }
+        Self { sigma, scale: 1.0, guidance: 1.0, weights }
     }
 }
 
 fn one() -> f64 {
     1.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 /// What a schedule was fitted to. A host refuses or warns where its own values differ.
@@ -248,6 +259,11 @@ impl Schedule {
         self.nodes[n].scale * self.nodes[n].sigma
     }
 
+    /// Whether a call has another guidance than the host's own, so that the host must be able to set it.
+    pub fn is_guided(&self) -> bool {
+        self.nodes.iter().any(|node| node.guidance != 1.0)
+    }
+
     /// The update after node `n` as plain factors: of x_n, and of D_n, D_{n-1}, ...
     pub fn row(&self, n: usize) -> (f64, Vec<f64>) {
         let (r, g) = advance(self.nodes[n].sigma, self.sigma(n + 1));
@@ -308,6 +324,9 @@ impl Schedule {
                     "scale times sigma of node {i} is {}; a flow model knows 0 to 1",
                     node.scale * node.sigma
                 ));
+            }
+            if !(0.0..=MAX_GUIDANCE).contains(&node.guidance) {
+                return bad(format!("guidance of node {i} is {}; it must be 0 to 10", node.guidance));
             }
             let w = node.weights.len();
             if w == 0 || w > i + 1 {

@@ -154,7 +154,7 @@ static struct run run_of(const lmsd_schedule *schedule) {
 }
 
 /* Of the step form, where the host calls the model itself. */
-#define AT(sigma) (&(lmsd_call){sizeof(lmsd_call), 0, 0, sigma, LMSD_PURPOSE_SAMPLE})
+#define AT(sigma) (&(lmsd_call){sizeof(lmsd_call), 0, 0, sigma, LMSD_PURPOSE_SAMPLE, 1})
 
 static int model(void *user_data, const lmsd_call *at, const void *x, void *denoised) {
     struct run *run = user_data;
@@ -228,15 +228,19 @@ static void test_schedule(const char *path) {
         OK(lmsd_schedule_node(s, n, &node));
         double sum = 0;
         for (size_t j = 0; j < node.weight_count; j++) sum += node.weights[j];
-        CHECK(fabs(sum - 1) < 1e-12 && node.scale == 1 && node.weight_count == (n == 0 || n == 4 ? 1 : 2));
+        CHECK(fabs(sum - 1) < 1e-12 && node.scale == 1 && node.guidance == 1 && node.weight_count == (n == 0 || n == 4 ? 1 : 2));
         CHECK(n == 0 ? node.sigma == 80 : node.sigma < before);
         before = node.sigma;
     }
     lmsd_node kept = node;
     REFUSED(lmsd_schedule_node(s, 5, &node), INVALID_ARGUMENT, "index is 5");
     REFUSED(lmsd_schedule_node(s, SIZE_MAX, &node), INVALID_ARGUMENT, "0 to 4");
-    node.struct_size = sizeof node - 1;
+    node.struct_size = offsetof(lmsd_node, guidance) - 1;
     REFUSED(lmsd_schedule_node(s, 0, &node), INVALID_ARGUMENT, "struct_size of lmsd_node is 39");
+    node.struct_size = offsetof(lmsd_node, guidance), node.guidance = 7; /* of before there was guidance */
+    OK(lmsd_schedule_node(s, 4, &node));
+    CHECK(node.guidance == 7 && node.sigma == kept.sigma && !lmsd_schedule_is_guided(s));
+    CHECK(!lmsd_schedule_is_guided(NULL));
     node.struct_size = 0;
     REFUSED(lmsd_schedule_node(s, 0, &node), INVALID_ARGUMENT, "sizeof(lmsd_node)");
     CHECK(node.sigma == kept.sigma && node.weights == kept.weights);

@@ -36,6 +36,7 @@ class Settings:
     minutes: float
     compare: bool
     cfg_to: float = 0.0
+    fit_guidance: bool = False
 
     @property
     def nfes(self) -> range:
@@ -85,6 +86,8 @@ class Distillation:
         self.files = host.new_files(settings.name, settings.nfes)
         self.checkpoint = host.checkpoint_file(settings.name)
         experts.check_range(guider, settings.cfg_to)
+        if settings.fit_guidance and host.settable(guider) in (None, 1):
+            raise ValueError("fit_guidance needs one model, and a guider with a cfg other than 1")
         self.scales = host.guidance_scales(guider, settings.cfg_to)
         self.samples = latents(guider, latent, settings.batch_size)
         self.found, self.out_of_time = {}, False
@@ -180,6 +183,7 @@ class Distillation:
             "sigma_end": 0.0,
             "trajectories": self.settings.trajectories,
             "held_out": default("distill", "held_out"),
+            "fit_guidance": self.settings.fit_guidance,
             "made_for": made_for,
             "seeds": f"{type(noise).__name__} from seed {noise.seed}, {size} images a batch, "
             f"model and conditions {conditions}"
@@ -204,15 +208,24 @@ class Distillation:
             self.guider.cfg = self.scales[batch % len(self.scales)]
         return self.sampling.noise_scaling(self.start, self.noise_of(batch), self.image, True)
 
-    def denoised(self, x, sigma: float):
-        """The host's prediction of x0. Where it fails `x` comes back, and `progress` ends the run."""
+    def denoised(self, x, sigma: float, share: float = 1.0):
+        """The host's prediction of x0, with this share of the guidance.
+
+        Where it fails `x` comes back, and `progress` ends the run.
+        """
         levels = x.new_full((x.shape[0],), sigma)
         extra_args = host.with_levels(self.extra_args, [sigma, 0.0], x, caches_off_for=self.sampling)
+        scale = getattr(self.guider, "cfg", None)
         try:
+            if share != 1:
+                self.guider.cfg = lmsd.guidance.of_call(scale, share)
             out = self.display.guarded(lambda: self.wrapped(x, levels, **extra_args))
         except Exception as error:  # such as no memory left
             self.display.interrupt.note(error)
             out = None
+        finally:
+            if share != 1:
+                self.guider.cfg = scale
         if out is None:
             return x
         self.display.saw(sigma, out)
@@ -309,11 +322,11 @@ class Distillation:
         self.display.say("comparing with other samplers")
         calls, before = 0, self.display.calls
 
-        def counted(x, sigma):
+        def counted(x, *told):
             nonlocal calls
             calls += 1
             self.display.step(before + calls, before + expected)
-            out = self.denoised(x, sigma)
+            out = self.denoised(x, *told)
             if self.display.interrupted():
                 raise Interrupted
             return out

@@ -3,6 +3,7 @@
 Everything here is told by the host or asked of it; there are no numerics.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -223,6 +224,33 @@ def guidance_scales(guider, to: float) -> list[float]:
             f"cfg_to is {to:g}; it needs a guider with a cfg of its own, above 0 and below that, or else 0"
         )
     return lmsd.guidance.spread(scale, to)
+
+
+def settable(guider) -> float | None:
+    """The guidance scale of a guider that has one for all its calls, which can be set; else None."""
+    scale = getattr(guider, "cfg", None)
+    return None if scale != guidance(guider) or hasattr(guider, "low") else scale
+
+
+@contextlib.contextmanager
+def setting_guidance(schedule: lmsd.Schedule, guider):
+    """For the time of a run, a function that gives calls a share of the guider's cfg; None if none is needed.
+
+    Raises ValueError where the schedule has a guidance of its own for each call, and the guider has none.
+    """
+    if not schedule.is_guided:
+        yield None
+        return
+    scale = settable(guider)
+    if scale is None:
+        raise ValueError(
+            "this schedule sets the cfg of each step, and this guider has no single cfg: use CFGGuider or "
+            "KSampler, or a schedule that was distilled without fit_guidance"
+        )
+    try:
+        yield lambda share: setattr(guider, "cfg", lmsd.guidance.of_call(scale, share))
+    finally:
+        guider.cfg = scale
 
 
 def fingerprint(guider) -> str | None:

@@ -158,7 +158,11 @@ def distill_inputs() -> dict:
 def optional_distill_inputs() -> dict:
     """Those that workflows of before do not have."""
     cfg_to = "Above 0: one schedule for all scales from cfg to this; at a single scale it is less near."
-    return {"cfg_to": number(0.0, 0.0, 100.0, cfg_to, step=0.1, round=0.01)}
+    own = "Each step gets a cfg of its own, fitted too. For one model and cfg above 1."
+    return {
+        "cfg_to": number(0.0, 0.0, 100.0, cfg_to, step=0.1, round=0.01),
+        "fit_guidance": flag(False, own),
+    }
 
 
 BOUNDARY = (

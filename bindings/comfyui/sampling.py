@@ -56,12 +56,13 @@ class Sample:
         at = slice(after.index if after else 0, stop)
         levels = [*(schedule.scales * schedule.sigmas[:-1])[at], schedule.sigmas[stop]]
         given = host.with_levels(extra_args, levels, x), callback, disable
-        if part == (0, self.schedule.nfe):
-            out = sample_lmsd(model, x, self.sigmas, *given, self.schedule)
-            return host.keep_known(out, model, extra_args, self.schedule)
         if stop <= at.start:  # of two calls at one level, the first without its history
             return x
-        stopped = sample_part(model, x, schedule, stop, *given, after)
+        with host.setting_guidance(schedule, guider) as set_guidance:
+            if part == (0, self.schedule.nfe):
+                out = sample_lmsd(model, x, self.sigmas, *given, self.schedule, set_guidance)
+                return host.keep_known(out, model, extra_args, self.schedule)
+            stopped = sample_part(model, x, schedule, stop, *given, after, set_guidance)
         if last == self.schedule.nfe:
             return host.keep_known(stopped.x, model, extra_args, schedule)
         self.kept.append((last, schedule, stopped._replace(x=stopped.x.to("cpu", copy=True))))

@@ -4,7 +4,7 @@ use super::account::Caller;
 use super::evaluator::Evaluator;
 use super::journal::{Key, Kind};
 use super::measure::Rows;
-use super::{Call, Purpose};
+use super::{Call, Config, Purpose};
 use crate::error::{Error, Result};
 use crate::tensor::Tensors;
 
@@ -12,12 +12,14 @@ use crate::tensor::Tensors;
 /// second or third call show, and those that take a noise level near the last one for the same.
 const ORDER: [usize; 7] = [0, 1, 2, 0, 2, 0, 1];
 /// Calls of [`Evaluator::check`].
-pub const CALLS: u64 = ORDER.len() as u64;
+pub fn calls(config: &Config) -> u64 {
+    ORDER.len() as u64 + u64::from(config.fit_guidance)
+}
 
 impl<B: Tensors> Evaluator<'_, B> {
-    /// Finds out, on the first rank in seven model calls, what would make a fit worthless: noise that is not the same for
+    /// Finds out, on the first rank in a few model calls, what would make a fit worthless: noise that is not the same for
     /// the same batch, or the same for all; noise of another level than sigma_max; a model or features that
-    /// depend on the call before.
+    /// depend on the call before; a model that does not set its guidance where that is to be fitted.
     pub fn check(&mut self) -> Result<()> {
         let measure = |eval: &mut Self| {
             if eval.ranks.rank == 0 {
@@ -96,7 +98,20 @@ impl<B: Tensors> Evaluator<'_, B> {
                 }
             }
         }
-        Ok(found.swap_remove(1).swap_remove(0))
+        let told = found.swap_remove(1).swap_remove(0);
+        if self.config.fit_guidance {
+            let mut untold = self.tensors.alloc(x_t)?;
+            let (sigma, state) = &asked[1];
+            let call = Call { guidance: 0.0, ..Call::alone(*sigma, Purpose::Check) };
+            self.call(Caller::Student, state, &call, &mut untold)?;
+            if self.summed_distance(&told, &untold)? == 0.0 {
+                return Err(Error::argument(
+                    "fit_guidance is true, but the model gives the same result without guidance: it must set its \
+                     guidance scale as the call says, and have one other than 1",
+                ));
+            }
+        }
+        Ok(told)
     }
 
     /// Refuses features that depend on more than the tensor that they are of.

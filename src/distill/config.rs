@@ -87,6 +87,9 @@ options! {
         fit_scales: bool = true, flag();
         /// Whether weights may move.
         fit_weights: bool = true, flag();
+        /// Whether the guidance of each call may move: how much of the guidance scale that the user set it has. For
+        /// models that set theirs as a call says; 4 calls then end 10 to 25 % nearer at guidance 3.
+        fit_guidance: bool = false, flag();
         /// Forward difference in log sigma, log scale and weights. Hosts that snap sigma to a table, or that
         /// compute in half precision, need 0.01 or more.
         difference_step: f64 = 0.02, between(1e-5, 0.2);
@@ -176,6 +179,11 @@ impl Config {
                     "its process and noise levels from x_T to the end are {its:?}; they must be {wanted:?}"
                 )));
             }
+            if start.is_guided() && !self.fit_guidance {
+                return Err(about(
+                    "its calls have a guidance of their own; fit_guidance must be true".into(),
+                ));
+            }
             Ok(start)
         };
         let all: Result<Vec<Schedule>> = self.starts.iter().enumerate().map(read).collect();
@@ -227,8 +235,9 @@ impl Config {
         if self.difference_step.is_nan() {
             return bad("difference_step is not a number".into());
         }
-        if !(self.fit_sigmas || self.fit_scales || self.fit_weights) {
-            return bad("fit_sigmas, fit_scales and fit_weights are all false; one must be true".into());
+        if !(self.fit_sigmas || self.fit_scales || self.fit_weights || self.fit_guidance) {
+            let all = "fit_sigmas, fit_scales, fit_weights and fit_guidance";
+            return bad(format!("{all} are all false; one must be true"));
         }
         if self.max_seconds.is_some_and(|s| s.is_nan() || s <= 0.0) {
             return bad("max_seconds must be above 0".into());

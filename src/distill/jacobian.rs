@@ -115,7 +115,7 @@ fn last_row(unknowns: &Unknowns, unknown: Unknown, schedule: &Schedule) -> Optio
         _ if unknown.first_call() < schedule.nfe() => None,
         Parameter::Coefficient(age) => Some((node - age, unknowns.unit(unknown))),
         Parameter::Weight(age) => Some((node - age, advance(schedule.sigma(node), schedule.sigma_end()).1)),
-        Parameter::Sigma | Parameter::ModelSigma => None,
+        Parameter::Sigma | Parameter::ModelSigma | Parameter::Guidance => None,
     }
 }
 

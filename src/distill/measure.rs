@@ -112,8 +112,9 @@ impl<B: Tensors> Evaluator<'_, B> {
 pub fn with_schedule(key: Key, schedule: &Schedule) -> Key {
     let ends = [schedule.sigma_start(), schedule.sigma_end()].into_iter();
     let nodes = schedule.nodes().iter();
-    let numbers =
-        nodes.flat_map(|node| [node.sigma, node.scale].into_iter().chain(node.weights.iter().copied()));
+    let numbers = nodes.flat_map(|node| {
+        [node.sigma, node.scale, node.guidance].into_iter().chain(node.weights.iter().copied())
+    });
     key.and_all(ends.chain(numbers).map(f64::to_bits))
 }
 

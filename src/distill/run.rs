@@ -147,7 +147,7 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         let recorded = ranking.len() * (teacher::COARSE + config.teacher_nfe.unwrap_or(teacher::FINE));
         let first = self.eval.batches_of(4).min(ranking.len());
         let ranked = |nfe| starts::cost(config, first, ranking.len(), nfe);
-        check::CALLS + recorded as u64 + (config.nfe_from()..=config.nfe).map(ranked).sum::<u64>()
+        check::calls(config) + recorded as u64 + (config.nfe_from()..=config.nfe).map(ranked).sum::<u64>()
     }
 
     fn entry(&self, nfe: usize, ranked: Ranked, recording: &Recording) -> Result<Entry> {

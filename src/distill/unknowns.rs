@@ -9,6 +9,9 @@ use crate::schedule::{Node, Schedule, weights_between};
 /// were at first: two nodes that meet are a finite difference with huge weights, out of which no fit finds back.
 const NEAREST: f64 = 1.3;
 
+/// A fit gives no call more than so many times the host's guidance.
+const MOST_GUIDANCE: f64 = 4.0;
+
 /// One number of one node.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Unknown {
@@ -22,6 +25,8 @@ pub enum Parameter {
     Sigma,
     /// log of the noise level that the model is called at.
     ModelSigma,
+    /// How much of the host's guidance the call has, 0 to [`MOST_GUIDANCE`].
+    Guidance,
     /// The coefficient, in the state at the next node written over [x_T, D_0, D_1, ...], of the prediction that
     /// is so many nodes old. All other states keep theirs, so what moves is one state and what the
     /// model makes of it: on these coordinates fits converge in a third of the steps that the weights of the rows
@@ -63,6 +68,9 @@ impl<'a> Unknowns<'a> {
             if config.fit_scales {
                 list.push(Unknown { node, parameter: Parameter::ModelSigma });
             }
+            if config.fit_guidance {
+                list.push(Unknown { node, parameter: Parameter::Guidance });
+            }
             if config.fit_weights {
                 let first = usize::from(config.weight_sums == WeightSums::Affine);
                 let ages = first..of.weights.len();
@@ -95,6 +103,7 @@ impl<'a> Unknowns<'a> {
         match parameter {
             Parameter::Sigma => schedule.sigma(node).ln(),
             Parameter::ModelSigma => schedule.model_sigma(node).ln(),
+            Parameter::Guidance => schedule.nodes()[node].guidance,
             Parameter::Coefficient(age) => {
                 schedule.expand(node + 1)[1 + node - age] / self.unit(Unknown { node, parameter })
             }
@@ -129,6 +138,7 @@ impl<'a> Unknowns<'a> {
                 Parameter::ModelSigma => {
                     model_sigmas[unknown.node] = value.exp().clamp(config.sigma_min, config.sigma_max)
                 }
+                Parameter::Guidance => node.guidance = value.clamp(0.0, MOST_GUIDANCE),
                 Parameter::Coefficient(age) => {
                     let state = &mut states.as_mut()?[unknown.node + 1];
                     state[1 + unknown.node - age] = value * self.unit(*unknown);
@@ -242,6 +252,7 @@ pub fn inserted(config: &Config, schedule: &Schedule, gap: usize) -> Result<Opti
         _ if last => old[gap - 1].scale,
         _ => (old[gap - 1].scale * old[gap].scale).sqrt(),
     };
+    let guidance = old[gap.min(old.len() - 1)].guidance;
     let weights = match gap {
         0 if config.weight_sums == WeightSums::Affine => vec![1.0],
         0 => vec![0.0],
@@ -255,7 +266,7 @@ pub fn inserted(config: &Config, schedule: &Schedule, gap: usize) -> Result<Opti
         }
     }
     let scale = (scale * sigma).clamp(config.sigma_min, config.sigma_max) / sigma;
-    nodes.insert(gap, Node { scale, ..Node::new(sigma, weights) });
+    nodes.insert(gap, Node { scale, guidance, ..Node::new(sigma, weights) });
     let grown = rebuilt(schedule, nodes)?;
     Ok(Some(if config.order.is_some() { padded(config, &grown)? } else { grown }))
 }

@@ -1,6 +1,6 @@
 //! Schedules: made, read, written, looked at, checked.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
 use std::path::Path;
 
@@ -29,9 +29,11 @@ pub struct LmsdNode {
     pub weights: *const f64,
     /// How many there are, 1 to n + 1.
     pub weight_count: usize,
+    /// How much of the guidance this call has, as in `lmsd_call`.
+    pub guidance: f64,
 }
 
-growing!(LmsdNode, "lmsd_node", { struct_size, sigma, scale, weights, weight_count }, {});
+growing!(LmsdNode, "lmsd_node", { struct_size, sigma, scale, weights, weight_count }, { guidance });
 
 /// Guards an export that makes a schedule.
 pub(super) fn give_schedule(
@@ -156,6 +158,16 @@ pub unsafe extern "C" fn lmsd_schedule_sigma_end(schedule: Option<&LmsdSchedule>
     guard_or(f64::NAN, || schedule.map_or(f64::NAN, |s| s.0.sigma_end()))
 }
 
+/// Whether a node has another guidance than the host's own: a model that does not look at `guidance` of `lmsd_call`,
+/// or of `lmsd_node`, must not be sampled with such a schedule. 1 or 0; 0 for NULL.
+///
+/// # Safety
+/// `schedule` is NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lmsd_schedule_is_guided(schedule: Option<&LmsdSchedule>) -> c_int {
+    guard_or(0, || schedule.map_or(0, |s| s.0.is_guided().into()))
+}
+
 /// Node `index`, 0 to nfe - 1. `out->struct_size` is set by the caller before the call.
 ///
 /// # Safety
@@ -178,6 +190,7 @@ pub unsafe extern "C" fn lmsd_schedule_node(
             scale: node.scale,
             weights: node.weights.as_ptr(),
             weight_count: node.weights.len(),
+            guidance: node.guidance,
         };
         // SAFETY: writable for its `struct_size` by the promise above.
         unsafe { sized::write(out, node, "out") }

@@ -141,6 +141,20 @@ def test_a_range_of_guidance_scales(pack, host):
         distill_guider(pack, guider, RandomNoise(0), cfg_to=1.0)
 
 
+def test_the_cfg_of_each_step_may_be_fitted(pack, host):
+    model = Model("edm")
+    schedule = distill(pack, model, cfg=4.0, fit_guidance=True, compare=True, trajectories=32)
+    assert schedule.is_guided and schedule.made_for["guidance_scale"] == 4
+    guider = host.guider(model, 4.0)
+    distill_guider(pack, guider, RandomNoise(0), fit_guidance=True)
+    assert guider.cfg == 4
+    for guider in (host.guider(model, 1.0), host.guider(model, 4.0)):
+        if guider.cfg != 1:
+            guider.cfg1 = 4.0  # as DualCFGGuider has
+        with pytest.raises(ValueError, match="fit_guidance needs one model, and a guider with a cfg"):
+            distill_guider(pack, guider, RandomNoise(0), fit_guidance=True)
+
+
 def test_guidance_in_the_conditioning_is_recorded(pack, host):
     """Flux's, at cfg 1; with two scales none is."""
     model = Model("flow")

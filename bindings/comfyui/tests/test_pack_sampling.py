@@ -85,6 +85,47 @@ def test_guidance_and_batches_of_prompts_are_the_hosts(pack, host):
     torch.testing.assert_close(got, ours, rtol=1e-4, atol=1e-3)
 
 
+def with_guidance(schedule, shares):
+    file = schedule.to_dict()
+    for node, share in zip(file["nodes"], shares, strict=True):
+        node["guidance"] = share
+    return lmsd.Schedule.from_json(file)
+
+
+def test_a_schedule_may_set_the_cfg_of_each_step(pack, host):
+    model, shares = Model("edm"), [0.5, 1.0, 1.5, 0.0]
+    schedule = with_guidance(solved(pack, model), shares)
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    latent = torch.zeros(2, 4, 2, 2)
+    noise, guider = noise_like(latent), host.guider(model, 3.0, conditioning(0.5, -0.5))
+    got = host.sample(guider, noise, latent, sampler, sigmas)
+    assert guider.cfg == 3.0
+
+    def denoised(x, sigma, share):
+        sigma = torch.full((2,), sigma)
+        without = model.model.apply_model(x, sigma, torch.tensor([-1.0, -1.0]))
+        with_prompt = model.model.apply_model(x, sigma, torch.tensor([0.5, -0.5]))
+        return without + (1 + 2 * share) * (with_prompt - without)
+
+    ours = lmsd.sample(schedule, noise * math.sqrt(1 + schedule.sigma_start**2), denoised) / 0.5
+    torch.testing.assert_close(got, ours, rtol=1e-4, atol=1e-3)
+
+    head = host.sample(guider, noise, latent, sampler, sigmas[:3])
+    tail = host.sample(guider, torch.zeros_like(noise), head, sampler, sigmas[2:])
+    torch.testing.assert_close(tail, got, rtol=1e-4, atol=1e-3)
+    assert guider.cfg == 3.0
+
+
+def test_a_guider_without_a_cfg_of_its_own_cannot_have_it_set(pack, host):
+    model = Model("edm")
+    schedule = with_guidance(solved(pack, model), [0.5, 1.0, 1.0, 1.0])
+    sampler, sigmas = pack.run("LmsdSampler", schedule=schedule)
+    guider, latent = host.guider(model, 3.0), torch.zeros(1, 4, 2, 2)
+    guider.cfg1 = guider.cfg2 = 3.0  # as DualCFGGuider has them
+    with pytest.raises(ValueError, match="this guider has no single cfg"):
+        host.sample(guider, noise_like(latent), latent, sampler, sigmas)
+
+
 @pytest.mark.parametrize("kind", ["eps", "v", "edm", "x0", "cosmos"])
 def test_the_first_sigma_keeps_the_hosts_own_branch(pack, host, kind):
     """At sigma_max within 1e-5 it scales noise by sqrt(1 + s^2); a schedule that begins below keeps that."""

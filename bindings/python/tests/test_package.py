@@ -72,6 +72,7 @@ def test_every_function_of_the_header_has_the_right_number_of_arguments():
         "lmsd_schedule_nfe",
         "lmsd_schedule_sigma_start",
         "lmsd_schedule_sigma_end",
+        "lmsd_schedule_is_guided",
         "lmsd_schedule_node",  # read from the schedule's text instead
     }
     for kind in (_abi.Status, _abi.Purpose, _abi.Phase):

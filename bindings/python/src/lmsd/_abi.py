@@ -127,6 +127,7 @@ class Call(Sized):
         ("nfe", c_size_t),
         ("sigma", c_double),
         ("purpose", ctypes.c_int32),
+        ("guidance", c_double),
     ]
 
 

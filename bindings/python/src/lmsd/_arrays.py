@@ -42,7 +42,7 @@ class Kind:
         return np.from_dlpack(array) if numpy_takes(array) else by_torch(array, what).float().numpy()
 
     def own(self, plain):
-        """An array of this kind with the memory of one of numpy's or torch's; of a copy if that is read-only."""
+        """An array of this kind with the memory of one of numpy's or torch's, or of a copy of it."""
         if isinstance(plain, np.ndarray) and not plain.flags.writeable:  # not every library takes such
             plain = plain.copy()
         return self.make(plain)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _abi
+from . import _abi, guidance
 from ._abi import Error, Status, lib
 from ._hosts import Call, Host, host_for, no_grad
 
@@ -181,6 +181,20 @@ class Schedule:
         return np.array([node["scale"] for node in self._file["nodes"]])
 
     @property
+    def guidance(self) -> np.ndarray:
+        """The share of the guidance that each call has, float64 [nfe].
+
+        Where w is the guidance scale that the user set, node n calls the model at the scale
+        1 + guidance[n] * (w - 1). All 1 where guidance was not fitted.
+        """
+        return np.array([node.get("guidance", 1.0) for node in self._file["nodes"]])
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a call has another guidance than the user's: the model must then be able to set it."""
+        return any("guidance" in node for node in self._file["nodes"])
+
+    @property
     def weights(self) -> list[np.ndarray]:
         """Coefficients over D_n, D_{n-1}, ..., newest first: float64 [1 to n + 1] for each node."""
         return [np.array(node["weights"]) for node in self._file["nodes"]]
@@ -258,9 +272,15 @@ def as_schedules(given: Sequence[AnySchedule], what: str) -> list[Schedule]:
     return found
 
 
-def _model(host: Host, model: Callable):
+def _model(host: Host, model: Callable, guided: bool):
+    """`guided`: whether the model is told the guidance of each call, too."""
+    if guided and not guidance.takes(model):
+        raise Error("the guidance differs from call to call; the model must be model(x, sigma, guidance)")
+
     def callback(call, x, denoised):
-        found = model(host.handed(x), call.contents.sigma)
+        call = call.contents
+        told = (call.sigma, call.guidance) if guided else (call.sigma,)
+        found = model(host.handed(x), *told)
         host.bind(denoised, found, "the model returned", host.shape(x))
 
     return callback
@@ -270,7 +290,8 @@ def sample(schedule: AnySchedule, x, model: Callable, callback: Callable[[dict],
     """Runs `schedule` from `x` (noise level `schedule.sigma_start`) to the end point, which is returned.
 
     `schedule` may be the path of its file. The result is of the kind, shape, dtype and device of `x`, which
-    stays as it is. `callback` sees every step as a dict: "i" (node, from 0), "x" (the state), "denoised",
+    stays as it is. A schedule with `is_guided` calls `model(x, sigma, guidance)`, see `Schedule.guidance`.
+    `callback` sees every step as a dict: "i" (node, from 0), "x" (the state), "denoised",
     "sigma" (noise level of the state) and "sigma_hat" (the one that the model was told). Raises Error with
     `Status.NON_FINITE`, naming the node, where the model's output is not finite.
     """
@@ -292,7 +313,7 @@ def sample(schedule: AnySchedule, x, model: Callable, callback: Callable[[dict],
         with Call() as call, no_grad(host):
             struct = host.struct(call)
             x_t, out = host.add(host.like), host.add()
-            on_model = _abi.MODEL(call.outer(_model(host, model)))
+            on_model = _abi.MODEL(call.outer(_model(host, model, schedule.is_guided)))
             on_step = _abi.OBSERVER(call.outer(observe)) if callback else _abi.OBSERVER()
             call.check(lib.lmsd_sample(schedule._handle, struct, x_t, on_model, on_step, None, out))
             return host.handed(out)
@@ -364,6 +385,11 @@ class Sampler:
         if self.index == self.schedule.nfe:
             self._call.check(lib.lmsd_sampler_next(self._handle, byref(c_double()), 1))  # which says so
         return self._state, self._sigma
+
+    @property
+    def guidance(self) -> float:
+        """How much of the guidance the next call has, see `Schedule.guidance`; 1 when the run is over."""
+        return self.schedule.guidance[self.index] if self.index < self.schedule.nfe else 1.0
 
     def step(self, denoised, x=None) -> None:
         """Advances with the model's prediction at the present node.
@@ -484,7 +510,7 @@ def _features(host: Host, features: Callable):
 
 
 @contextlib.contextmanager
-def _problem(model, begin, like, progress, ranks=None, features=None):
+def _problem(model, begin, like, progress, ranks=None, features=None, guided=False):
     """(call, lmsd_host, lmsd_problem) for the time of one call."""
     host = host_for(like)
 
@@ -504,7 +530,7 @@ def _problem(model, begin, like, progress, ranks=None, features=None):
             problem = _abi.Problem(
                 like=host.add(host.like),
                 begin=types["begin"](call.outer(on_begin)),
-                model=types["model"](call.outer(_model(host, model))),
+                model=types["model"](call.outer(_model(host, model, guided))),
             )
             if progress:
                 problem.progress = types["progress"](call.outer(on_progress))
@@ -540,7 +566,8 @@ def distill(model: Callable, begin: Callable, like, progress, ranks, features, o
     with contextlib.ExitStack() as stack:
         if progress is True:
             progress = stack.enter_context(ProgressBar())
-        call, host, problem = stack.enter_context(_problem(model, begin, like, progress, ranks, features))
+        work = _problem(model, begin, like, progress, ranks, features, options["fit_guidance"])
+        call, host, problem = stack.enter_context(work)
         stack.callback(lib.lmsd_distilled_free, out)
         call.check(lib.lmsd_distill(_json(options), host, problem, out))
         count = lib.lmsd_distilled_count(out)
@@ -558,6 +585,7 @@ def compare(
     count = len(schedules)
     handles = (c_void_p * count)(*(schedule._handle for schedule in schedules))
     distances = (c_double * count)()
-    with _problem(model, begin, like, None, ranks, features) as (call, host, problem):
+    guided = any(schedule.is_guided for schedule in schedules)
+    with _problem(model, begin, like, None, ranks, features, guided) as (call, host, problem):
         call.check(lib.lmsd_compare(_json(options), host, problem, count, handles, distances))
     return list(distances)

@@ -141,6 +141,12 @@ class LmsdScheduler(SchedulerMixin, ConfigMixin):
         if network.process == "ve":
             host["sigma_min"] = network.sigma_min
         for schedule in map(Schedule.from_json, schedules):
+            if schedule.is_guided:
+                raise ScheduleError(
+                    "the schedule has a guidance of its own for each call, which a pipeline cannot set: "
+                    "distill without fit_guidance",
+                    Status.MISMATCH,
+                )
             schedule.check(**host)
             if schedule.sigma_start > 1.001 * network.sigma_max:
                 raise ScheduleError(

@@ -1,7 +1,11 @@
-"""Guidance scales that a schedule is for: one, or several, of which batches take one each in turn."""
+"""Guidance scales that a schedule is for: one, or several, of which batches take one each in turn.
 
+And the share of it that a call has, where guidance was fitted.
+"""
+
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 SAME = 1e-3  # relative: scales that differ by less are one
 
@@ -21,6 +25,22 @@ def spread(low: float, high: float, count: int = 5) -> list[float]:
             order.append(middle)
             between += [(first, middle), (middle, last)]
     return [float(f"{low * (high / low) ** (at / (count - 1)):.4g}") for at in order]
+
+
+def of_call(scale: float, share: float) -> float:
+    """The guidance scale of a call that has this share of the user's; 1, which is none, at a share of 0."""
+    return 1.0 + share * (scale - 1.0)
+
+
+def takes(model: Callable) -> bool:
+    """Whether `model(x, sigma, guidance)` can be called, as far as its signature tells."""
+    try:
+        inspect.signature(model).bind(None, 1.0, 1.0)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 def scales(guidance: float | Sequence[float]) -> list[float]:

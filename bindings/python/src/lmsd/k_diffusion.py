@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _core
+from . import _core, guidance
 from ._abi import Error, Status
 
 if TYPE_CHECKING:
@@ -63,13 +63,16 @@ def sample_lmsd(
     callback: Callable[[dict[str, Any]], Any] | None = None,
     disable: bool | None = None,
     schedule: _core.AnySchedule | Mapping[int, _core.AnySchedule] | None = None,
+    set_guidance: Callable[[float], Any] | None = None,
 ) -> "Tensor":
     """Samples by `schedule`: a Schedule, the path of its file, or a dict from NFE to schedules.
 
     Of a dict the one with as many steps as the host has is taken. `x`: torch, [B, ...], on any device; it
     stays as it is. `callback` hears every step as a dict of "i", "x", "denoised", "sigma" (level of the
     state) and "sigma_hat" (the one that the model was called at), the last two tensors of shape [].
-    `disable`: no progress bar. Raises Error where `sigmas` do not fit the schedule, see `fitting`.
+    `disable`: no progress bar. Where calls have a guidance of their own (see `Schedule.guidance`),
+    `set_guidance` gets the share before each; without it the `cond_scale` of `extra_args` changes.
+    Raises Error where there is neither, and where `sigmas` do not fit the schedule, see `fitting`.
     """
     from tqdm.auto import tqdm
 
@@ -83,10 +86,10 @@ def sample_lmsd(
         schedule = schedule[steps]
     schedule = fitting(_core.as_schedule(schedule), sigmas)
     x = x * (schedule.sigma_start / float(sigmas[0]))  # noise of the host's level, which may be a rounded one
-    extra_args = extra_args or {}
+    arguments = guided(schedule, extra_args, set_guidance)
 
-    def denoised(x, sigma):
-        return model(x, x.new_full((x.shape[0],), sigma), **extra_args)
+    def denoised(x, sigma, share=1.0):
+        return model(x, x.new_full((x.shape[0],), sigma), **arguments(share))
 
     with tqdm(total=schedule.nfe, disable=disable) as bar:
 
@@ -97,6 +100,26 @@ def sample_lmsd(
             bar.update()
 
         return _core.sample(schedule, x, denoised, on_step)
+
+
+def guided(
+    schedule: _core.Schedule,
+    extra_args: Mapping[str, Any] | None,
+    set_guidance: Callable[[float], Any] | None = None,
+) -> Callable[[float], Mapping[str, Any]]:
+    """A function from the share of the guidance that a call has to the model's further arguments."""
+    extra_args = extra_args or {}
+    if not schedule.is_guided:
+        return lambda share: extra_args
+    if set_guidance is not None:
+        return lambda share: (set_guidance(share), extra_args)[1]
+    if not isinstance(extra_args.get("cond_scale"), int | float):
+        raise Error(
+            "the schedule has a guidance of its own for each call, and there is no cond_scale among "
+            "extra_args to set it by: use a schedule that was distilled without fit_guidance",
+            Status.MISMATCH,
+        )
+    return lambda share: {**extra_args, "cond_scale": guidance.of_call(extra_args["cond_scale"], share)}
 
 
 # ---- parts of a run
@@ -155,6 +178,7 @@ def sample_part(
     callback: Callable[[dict[str, Any]], Any] | None = None,
     disable: bool | None = None,
     after: Stopped | None = None,
+    set_guidance: Callable[[float], Any] | None = None,
 ) -> Stopped:
     """Runs the nodes of `schedule` before `stop` and says where it stands; `stop`: 1 to `schedule.nfe`.
 
@@ -165,6 +189,7 @@ def sample_part(
     import torch
     from tqdm.auto import tqdm
 
+    arguments = guided(schedule, extra_args, set_guidance)
     run, predictions, state = _core.Sampler(schedule, x), [], None
     if after is not None:
         for own in after.predictions:
@@ -176,7 +201,7 @@ def sample_part(
         for n in range(start, stop):
             reached, sigma = run.next()
             at = reached if state is None else state
-            predictions.append(model(at, at.new_full((len(x),), sigma), **(extra_args or {})))
+            predictions.append(model(at, at.new_full((len(x),), sigma), **arguments(run.guidance)))
             if callback is not None:
                 levels = {"sigma": schedule.sigmas[n], "sigma_hat": sigma}
                 levels = {name: x.new_tensor(float(level)) for name, level in levels.items()}

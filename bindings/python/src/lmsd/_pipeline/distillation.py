@@ -81,6 +81,10 @@ def distill(
     if not hasattr(getattr(pipeline, "scheduler", None), "config"):
         raise Error(f"{type(pipeline).__name__} has no scheduler: distill the pipeline inside that has one")
     refuse_copies(pipeline)
+    if options.get("fit_guidance"):
+        raise Error(
+            "a pipeline has the same guidance at every step; fit_guidance is for hosts that can set it"
+        )
     calls = PipelineCalls(pipeline, prompts, size, guidance_scale, options)
     refuse_caches(pipeline)
     network = Network({**settings(pipeline.scheduler), "integer_timesteps": integer_timesteps})

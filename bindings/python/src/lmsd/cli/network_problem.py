@@ -3,7 +3,7 @@
 import numpy as np
 
 import lmsd
-from lmsd.guidance import scales
+from lmsd.guidance import of_call, scales
 
 from .network import Network, reason
 from .terminal import note
@@ -55,14 +55,17 @@ class NetworkProblem:
             self.labels[:] = self.only
         return self.network.tensor(noise * np.float32(self.sigma_max))
 
-    def model(self, x, sigma: float):
-        """The prediction of x0, guidance included. Where memory runs out, calls are halved from then on."""
+    def model(self, x, sigma: float, share: float = 1.0):
+        """The prediction of x0, with this share of the guidance.
+
+        Where memory runs out, calls are halved from then on.
+        """
         parts, first = [], 0
         while first < len(x):
             rows = min(self.rows, len(x) - first)
             try:
                 labels = self.labels[first : first + rows]
-                parts.append(self._guided(x[first : first + rows], sigma, labels))
+                parts.append(self._guided(x[first : first + rows], sigma, labels, share))
                 first += rows
             except Exception as error:
                 if not self._halve(error, rows, sigma):
@@ -82,13 +85,14 @@ class NetworkProblem:
         note(f"out of memory with {rows} trajectories in a call of the model; going on with {self.rows}")
         return True
 
-    def _guided(self, x, sigma: float, labels: np.ndarray):
-        if self.guidance == 1:
+    def _guided(self, x, sigma: float, labels: np.ndarray, share: float):
+        scale = of_call(self.guidance, share)
+        if scale == 1:
             return self.network.run(x, sigma, labels if self.classes else None)
         none = np.full_like(labels, self.classes)
         both = self.network.run(self.network.joined([x, x]), sigma, np.concatenate([labels, none]))
         given, without = both[: len(x)], both[len(x) :]
-        return without + self.guidance * (given - without)
+        return without + scale * (given - without)
 
     def fit_memory(self, budget: int) -> None:
         """Sets how many trajectories a call takes, such that the memory in use stays within `budget` bytes.

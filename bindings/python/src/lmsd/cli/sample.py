@@ -47,10 +47,10 @@ def drawn(task, schedule: lmsd.Schedule, args, interrupt: Interrupt) -> np.ndarr
     images = []
     with progress_bar(batches * schedule.nfe, args.quiet) as update:
 
-        def call(x, sigma):
+        def call(x, *told):
             if interrupt:
                 raise Stopped
-            denoised = task.problem.model(x, sigma)
+            denoised = task.problem.model(x, *told)
             update()
             return denoised
 
