@@ -19,6 +19,14 @@
  * - Coordinates are those of k-diffusion: a state x at noise level sigma, and `denoised`, the
  *   model's prediction of x0. x = x0 + sigma n ("ve": EDM, and epsilon- and v-models so wrapped)
  *   or x = (1 - sigma) x0 + sigma n ("flow").
+ * - No memory: LMSD_STATUS_OUT_OF_MEMORY, and outputs are as they were. What has a size that the host or a
+ *   file decides is asked for so that it can be refused. Small pieces (texts, lists) that the system does
+ *   not give come from a reserve of 4 MiB in the library's image, and the call ends with that status as
+ *   soon as it can; what it made is freed. The process ends only where Rust and the C library themselves
+ *   get nothing: for pieces of up to 64 bytes while the library makes its threads, once, if 1 MiB was to
+ *   be had just before; for 2.3 KB a thread, which the loader takes in a thread's first call where the
+ *   library was loaded by dlopen; and for options or a schedule of more than 64 KiB whose memory was there
+ *   when the call looked for it and gone when it took it.
  * - Different handles may be used on different threads at once; one handle that is not const, on
  *   one thread at a time.
  */
@@ -496,7 +504,7 @@ typedef struct lmsd_problem {
    */
   size_t rank;
   /**
-   * How many processes share the distillation; 0 and 1 mean this one alone.
+   * How many processes share the distillation, 65536 at most; 0 and 1 mean this one alone.
    */
   size_t ranks;
   /**

@@ -50,7 +50,7 @@ define install_files
 	@$(fill) cmake/lmsdConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/lmsd/lmsdConfigVersion.cmake
 endef
 
-.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
+.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-memory test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
 install: $(LMSD_SO)
 	$(install_files)
@@ -66,7 +66,7 @@ C_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TOOLS := build/tools
 C_STAND_IN := examples/stable-diffusion.cpp/stand_in.cpp
 
-test-c: test-c-headers test-c-abi test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
+test-c: test-c-headers test-c-abi test-c-memory test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
 test-c-install: PREFIX := $(C_PREFIX)
 test-c-install: LIBDIR := $(C_PREFIX)/lib
@@ -100,6 +100,11 @@ test-c-abi: test-c-install
 	$(CXX) -std=c++17 $(C_WARNINGS) examples/cpp/twelve_lines.cpp $$(pkg-config --cflags --libs lmsd) -o $(C_BUILD)/twelve_lines_cpp
 	LD_LIBRARY_PATH=$(C_PREFIX)/lib $(C_BUILD)/twelve_lines_c > $(C_BUILD)/twelve_lines.out
 	LD_LIBRARY_PATH=$(C_PREFIX)/lib $(C_BUILD)/twelve_lines_cpp | diff $(C_BUILD)/twelve_lines.out -
+
+# Every allocation of every call fails. glibc only.
+test-c-memory: test-c-install
+	$(CC) -std=c11 -O1 -g $(C_WARNINGS) $(C_LMSD) tests/memory.c $(C_LIBS) -o $(C_BUILD)/memory
+	$(C_BUILD)/memory
 
 test-c-sanitizers: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi_asan

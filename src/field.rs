@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::options::{integer, number, one_of, options, other};
 use crate::schedule::{Named, Process, Schedule};
 use crate::solver::{self, Grid, Spec, solvers};
@@ -250,6 +251,9 @@ fn add_all(list: &mut Vec<Schedule>, nfe: usize, specs: &[Spec]) {
 
 /// The schedule of a specification, with words for all that is not the default; None where it does not fit.
 fn solved(spec: &Spec) -> Option<Schedule> {
+    if memory::is_short() {
+        return None; // the call ends with that, whatever is in the field
+    }
     let mut schedule = solver::solve(spec).ok()?;
     let first = spec.sigma_max.filter(|first| Some(*first) != spec.sigma_start);
     rename(&mut schedule, |mut grid| {

@@ -5,6 +5,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
 use crate::error::{Error, Result, Status};
+use crate::inside::outside;
+use crate::memory;
 use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors};
 use crate::{growing, sized};
 
@@ -113,7 +115,7 @@ impl Drop for Handle {
             && let Some(release) = host.release
         {
             // SAFETY: made by this host's alloc, released once.
-            unsafe { release(host.user_data, *tensor) }
+            outside(|| unsafe { release(host.user_data, *tensor) })
         }
     }
 }
@@ -186,7 +188,7 @@ impl Backend {
             (Self::Host(host), tensor) => {
                 let batch = host.batch.expect("checked by Backend::new");
                 // SAFETY: a `batch` as `lmsd_host` says gets its own user data and tensor.
-                unsafe { batch(host.user_data, tensor.pointer()) }
+                outside(|| unsafe { batch(host.user_data, tensor.pointer()) })
             }
             (Self::Cpu, tensor) => cpu(tensor).map_or(0, |tensor| tensor.shape()[0] as usize),
         }
@@ -244,8 +246,9 @@ type Reason = unsafe extern "C" fn(user_data: *mut c_void, text: *mut *const c_c
 /// `error` is a function of the host's, `user_data` its own.
 pub(crate) unsafe fn reason(error: Option<Reason>, user_data: *mut c_void) -> Option<(Status, String)> {
     let mut text = ptr::null();
+    let error = error?;
     // SAFETY: the caller's promise.
-    let status = Status::from_code(unsafe { error?(user_data, &mut text) });
+    let status = Status::from_code(outside(|| unsafe { error(user_data, &mut text) }));
     if status == Status::Ok || text.is_null() {
         return None;
     }
@@ -263,7 +266,8 @@ impl Tensors for Backend {
                 let mut tensor = ptr::null_mut();
                 let alloc = host.alloc.expect("checked by Backend::new");
                 // SAFETY: an `alloc` as `lmsd_host` says gets its own user data and tensor, and room for a pointer.
-                host.said(unsafe { alloc(host.user_data, like.pointer(), &mut tensor) }, "alloc")?;
+                let code = outside(|| unsafe { alloc(host.user_data, like.pointer(), &mut tensor) });
+                host.said(code, "alloc")?;
                 if tensor.is_null() {
                     return Err(Error::argument("alloc of the host returned 0 but wrote no tensor"));
                 }
@@ -276,9 +280,11 @@ impl Tensors for Backend {
         let Self::Host(host @ LmsdHost { alloc_many: Some(alloc_many), .. }) = self else {
             return (0..count).map(|_| self.alloc(like)).collect();
         };
-        let mut outs = vec![ptr::null_mut(); count];
+        let mut outs = memory::list(count)?;
+        outs.resize(count, ptr::null_mut());
         // SAFETY: an `alloc_many` as `lmsd_host` says gets its own user data and tensor; `outs` has room for `count`.
-        let code = unsafe { alloc_many(host.user_data, like.pointer(), count, outs.as_mut_ptr()) };
+        let code =
+            outside(|| unsafe { alloc_many(host.user_data, like.pointer(), count, outs.as_mut_ptr()) });
         host.said(code, "alloc_many")?;
         let written = outs.into_iter().filter(|tensor| !tensor.is_null());
         let tensors: Vec<_> = written.map(|tensor| Handle::Host { tensor, owner: Some(*host) }).collect();
@@ -296,7 +302,7 @@ impl Tensors for Backend {
             (Self::Host(host), of) => {
                 let elements = host.elements?;
                 // SAFETY: an `elements` as `lmsd_host` says gets its own user data and tensor.
-                Some(unsafe { elements(host.user_data, of.pointer()) }).filter(|n| *n > 0)
+                Some(outside(|| unsafe { elements(host.user_data, of.pointer()) })).filter(|n| *n > 0)
             }
             (Self::Cpu, of) => Cpu.elements(cpu(of).ok()?),
         }
@@ -314,9 +320,9 @@ impl Tensors for Backend {
                 let lincomb = host.lincomb.expect("checked by Backend::new");
                 // SAFETY: a `lincomb` as `lmsd_host` says gets its own tensors, of which `out` is no term, and two
                 // arrays of `count` entries that stay during the call.
-                let code = unsafe {
+                let code = outside(|| unsafe {
                     lincomb(host.user_data, out.pointer(), factors.len(), factors.as_ptr(), tensors.as_ptr())
-                };
+                });
                 host.said(code, "lincomb")
             }
             _ => Err(Error::new(Status::Internal, "tensors of two backends met")),
@@ -333,14 +339,16 @@ impl Tensors for Backend {
                 let Some(first) = columns.first() else { return Ok(Vec::new()) };
                 let gram = host.gram.expect("checked by Backend::new");
                 let trajectories = self.trajectories(first);
-                let size = trajectories.saturating_mul(columns.len() * columns.len());
-                if size == 0 || size > 1 << 30 {
+                if trajectories == 0 || trajectories > 1 << 30 {
                     return Err(Error::argument(format!("batch of the host returned {trajectories}")));
                 }
-                let mut out = vec![f64::NAN; size];
+                let mut out = memory::zeros(&[trajectories, columns.len(), columns.len()])?;
+                out.fill(f64::NAN);
                 let tensors = pointers(columns.iter().copied());
                 // SAFETY: a `gram` as `lmsd_host` says gets its own tensors, and room for every trajectory's matrix.
-                let code = unsafe { gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr()) };
+                let code = outside(|| unsafe {
+                    gram(host.user_data, columns.len(), tensors.as_ptr(), out.as_mut_ptr())
+                });
                 host.said(code, "gram")?;
                 Ok(out)
             }

@@ -18,8 +18,10 @@ pub mod ffi;
 pub mod field;
 mod files;
 pub mod host;
+mod inside;
 #[cfg(feature = "abi")]
 pub mod libtorch;
+mod memory;
 pub mod options;
 pub mod sample;
 pub mod schedule;

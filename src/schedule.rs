@@ -16,6 +16,7 @@
 //! classifier-free guidance, whose scale is w, a call has (`guidance`).
 
 mod file;
+mod list;
 
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,7 @@ pub struct Node {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub guidance: f64,
     /// Prediction coefficients over D_n, D_{n-1}, ..., newest first; 1 to n + 1 of them.
+    #[serde(deserialize_with = "list::read")]
     pub weights: Vec<f64>,
 }
 
@@ -109,7 +111,7 @@ pub struct MadeFor {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_scale_2: Option<f64>,
     /// Shape of one latent, without the batch.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "list::read_optional")]
     pub latent_shape: Option<Vec<u64>>,
     /// Smallest noise level the model knows.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -190,11 +192,11 @@ pub struct MadeBy {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub improved: Option<bool>,
     /// The handcrafted solvers at the same NFE, best first.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list::read")]
     pub handcrafted: Vec<Baseline>,
     /// Distances of this schedule and of others, at this NFE and at others, on trajectories that
     /// nothing was fitted to or selected by.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list::read")]
     pub compared: Vec<Baseline>,
 }
 

@@ -701,6 +701,14 @@ static void test_tensors(void) {
     REFUSED(lmsd_gram(NULL, 2, NULL, COUNT(gram), gram), INVALID_ARGUMENT, "columns is NULL");
     REFUSED(lmsd_gram(NULL, 2, terms, COUNT(gram), NULL), INVALID_ARGUMENT, "out is NULL");
     REFUSED(lmsd_gram(NULL, 2, terms, 15, gram), INVALID_ARGUMENT, "length is 15");
+
+    /* 1.6 TB: refused before anything is made. */
+    static double many[200000];
+    static const void *columns[1000];
+    lmsd_tensor large = f64(many);
+    large.shape = (const int64_t[]){200000, 1};
+    for (size_t i = 0; i < 1000; i++) columns[i] = &large;
+    REFUSED(lmsd_gram(NULL, 1000, columns, 1, gram), INVALID_ARGUMENT, "this Gram matrix has 200000000000");
     CHECK(memcmp(out, a, sizeof a) == 0);
 }
 
@@ -1691,6 +1699,13 @@ static void test_ranks(void) {
     OK(lmsd_distilled_schedule(made, 0, &s));
     nodes_text(s, alone, sizeof alone);
     lmsd_schedule_free(s), lmsd_distilled_free(made);
+
+    problem = problem_of(&w, &like);
+    const size_t no_ranks[] = {(1 << 16) + 1, (size_t)1e12, (size_t)1 << 62, SIZE_MAX};
+    for (size_t i = 0; i < COUNT(no_ranks); i++) {
+        problem.ranks = no_ranks[i], problem.sum = team_sum;
+        REFUSED(lmsd_distill("{}", NULL, &problem, &made), INVALID_ARGUMENT, "it must be 65536 at most");
+    }
 
     static struct rank ranks[2];
     run_team(ranks, SIZE_MAX, SIZE_MAX);

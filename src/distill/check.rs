@@ -25,7 +25,7 @@ impl<B: Tensors> Evaluator<'_, B> {
             if eval.ranks.rank == 0 {
                 eval.check_batches()?;
             }
-            Ok(Rows::new(0, 0))
+            Rows::new(0, 0)
         };
         self.recorded(Kind::Check, Key::of(Kind::Check), measure, 0, |_| Vec::new()).map(|_| ())
     }

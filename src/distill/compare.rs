@@ -23,7 +23,7 @@ pub fn compare<B: Tensors>(
         let config = config.with_features(problem.has_features())?;
         let teacher = teacher::schedule(&config, config.teacher_nfe.unwrap_or(teacher::OF_COMPARISONS))?;
         let mut eval = Evaluator::new(tensors, &config, like, problem, ranks)?;
-        let batches = range(TEST_BATCHES, eval.batches_of(config.held_out));
+        let batches = range(TEST_BATCHES, eval.batches_of(config.held_out))?;
         let own: usize = schedules.iter().map(|s| s.nfe()).sum();
         eval.account.progress.calls_expected = (batches.len() * (teacher.nfe() + own)) as u64;
         eval.account.progress.phase = Phase::Compare;

@@ -15,6 +15,7 @@ use super::ranks::{Ranks, Stop};
 use super::residual::{Goal, Mix};
 use super::{Call, Config, HELD_OUT_BATCHES, Phase, Problem, Purpose};
 use crate::error::{Error, Result, Status};
+use crate::memory;
 use crate::sample::Sampler;
 use crate::schedule::Schedule;
 use crate::tensor::Tensors;
@@ -109,6 +110,7 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         if let Some(why) = self.account.limit() {
             return self.stop(why);
         }
+        memory::check()?;
         self.account.calling();
         let clock = Instant::now();
         self.problem.denoise(x, &Call { purpose: self.purpose(by), ..*call }, denoised)?;
@@ -228,7 +230,7 @@ impl<'a, B: Tensors> Evaluator<'a, B> {
         }
         let (mix, parts) = (self.mix, self.mix.parts());
         let measure = |eval: &mut Self| {
-            let mut rows = Rows::new(batches.len(), parts * (schedules.len() + 1));
+            let mut rows = Rows::new(batches.len(), parts * (schedules.len() + 1))?;
             for (place, index) in eval.own(batches) {
                 eval.batch_distances(teacher, index, schedules, keep, rows.of(place))?;
             }

@@ -101,7 +101,7 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
     }
 
     fn try_on(&mut self, linear: &mut Linear<B::Tensor>, schedule: &Schedule) -> Result<Rows> {
-        let mut rows = Rows::new(linear.batches.len(), 1);
+        let mut rows = Rows::new(linear.batches.len(), 1)?;
         let factors = self.eval.factors(schedule.nfe());
         let places: Vec<usize> = self.eval.own(&linear.batches).map(|(place, _)| place).collect();
         for (local, place) in linear.live.iter_mut().flatten().zip(places) {
@@ -117,7 +117,7 @@ impl<'b, 'a, B: Tensors> Fitting<'b, 'a, B> {
     /// Sums of the normal equations over this rank's batches.
     fn sums(&self, linear: &Linear<B::Tensor>) -> Result<Rows> {
         let k = self.unknowns.list.len();
-        let mut rows = Rows::new(linear.batches.len(), width(k));
+        let mut rows = Rows::new(linear.batches.len(), width(k))?;
         let places = self.eval.own(&linear.batches);
         let factors = self.eval.factors(linear.schedule.nfe());
         for (local, (place, _)) in linear.live.iter().flatten().zip(places) {

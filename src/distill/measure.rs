@@ -9,6 +9,7 @@ use super::journal::{Journal, Key, Kind, Record};
 use super::ranks::{Outcome, Ranks};
 use super::{Config, Problem};
 use crate::error::{Error, Result, Status};
+use crate::memory;
 use crate::schedule::Schedule;
 use crate::tensor::Tensors;
 
@@ -126,8 +127,8 @@ pub struct Rows {
 
 impl Rows {
     /// Zeros.
-    pub fn new(batches: usize, width: usize) -> Self {
-        Self { width, values: vec![0.0; batches * width] }
+    pub fn new(batches: usize, width: usize) -> Result<Self> {
+        Ok(Self { width, values: memory::zeros(&[batches, width])? })
     }
 
     /// The row of the batch at this place of the set.

@@ -10,6 +10,7 @@
 use nalgebra::{Cholesky, DMatrix, DVector};
 
 use crate::error::Result;
+use crate::memory;
 
 /// The mean distance around a point: its value, gradient, and the Gauss-Newton matrix of the mean of
 /// lengths, mean of J^T J / distance.
@@ -103,6 +104,9 @@ pub struct Batch {
     pub fitted: f64,
 }
 
+/// Square matrices that a batch makes at a time, at most.
+const MATRICES: usize = 12;
+
 /// A fit in work.
 #[derive(Debug, Clone)]
 pub struct Online {
@@ -121,6 +125,7 @@ impl Online {
     /// One linearisation on fresh trajectories, and the steps that it gives. None where it was not finite:
     /// the point stays.
     pub fn batch(&mut self, on: &mut dyn Objective) -> Result<Option<Batch>> {
+        memory::room(MATRICES * size_of::<f64>() * self.point.len().pow(2))?;
         let size = trajectories_of(self.batches);
         let index = self.batches;
         self.batches += 1;

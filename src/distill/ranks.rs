@@ -8,6 +8,7 @@
 
 use super::Problem;
 use crate::error::{Error, Result, Status};
+use crate::memory;
 
 /// Why a run may be ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,7 @@ impl Ranks {
             Ok(Outcome::Stop(why)) => (STOPPED + STOPS.iter().position(|w| w == why).unwrap_or(0) as f64, 0),
             Err(_) => (FAILED, 0),
         };
-        let mut met = vec![0.0; self.count + 3];
+        let mut met = memory::zeros(&[self.count + 3])?;
         met[self.rank] = state;
         met[self.count] = if self.rank == 0 { length as f64 } else { 0.0 };
         met[self.count + 1] = counters[0] as f64;
@@ -148,7 +149,7 @@ impl Ranks {
         let halves = what.iter().flat_map(|(_, n)| [n >> 32, n & 0xffff_ffff]);
         let own: Vec<f64> = std::iter::once(1).chain(halves).map(|n| n as f64).collect();
         let width = own.len();
-        let mut all = vec![0.0; width * self.count];
+        let mut all = memory::zeros(&[width, self.count])?;
         all[self.rank * width..][..width].copy_from_slice(&own);
         self.sum(problem, &mut all)?;
         let mut mismatch = |message| {

@@ -12,6 +12,7 @@ use super::teacher::{self, Recording};
 use super::unknowns::{Unknowns, inserted};
 use super::{Config, Distilled, HELD_OUT_BATCHES, Phase, Problem, check, grow, jacobian, starts};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::schedule::Schedule;
 use crate::tensor::Tensors;
 
@@ -87,9 +88,13 @@ fn distill_on<B: Tensors>(
     })
 }
 
-/// So many batches from the first on.
-pub fn range(first: u64, count: usize) -> Vec<u64> {
-    (first..first + count as u64).collect()
+/// Bytes that each batch of a set takes beside its tensors, amply.
+const A_BATCH: usize = 256;
+
+/// So many batches from the first on. Refuses where there is no memory to keep an account of so many.
+pub fn range(first: u64, count: usize) -> Result<Vec<u64>> {
+    memory::room(A_BATCH.saturating_mul(count))?;
+    Ok((first..first + count as u64).collect())
 }
 
 pub struct Run<'r, 'a, B: Tensors> {
@@ -103,7 +108,7 @@ pub struct Run<'r, 'a, B: Tensors> {
 impl<'a, B: Tensors> Run<'_, 'a, B> {
     fn all(&mut self) -> Result<()> {
         let config = self.eval.config;
-        let ranking = range(0, self.eval.batches_of(RANKING));
+        let ranking = range(0, self.eval.batches_of(RANKING))?;
         self.eval.account.progress.calls_expected = self.calls_before_the_plan(&ranking);
         self.eval.check()?;
         let recording = teacher::record(self.eval, &ranking)?;
@@ -129,7 +134,7 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
         let teacher = self.entries.iter().map(|entry| &entry.teacher).max_by_key(|teacher| teacher.nfe());
         let teacher = teacher.expect("there is an entry").clone();
         self.teacher = Some(teacher.clone());
-        let held = range(HELD_OUT_BATCHES, plan.held_out);
+        let held = range(HELD_OUT_BATCHES, plan.held_out)?;
         for at in 0..self.entries.len() {
             self.compete(at, &teacher, &held)?;
         }

@@ -96,7 +96,7 @@ pub fn record<B: Tensors>(eval: &mut Evaluator<B>, batches: &[u64]) -> Result<Re
     let width = eval.batch * one;
     eval.account.progress.phase = Phase::Teacher;
     let measure = |eval: &mut Evaluator<B>| {
-        let mut rows = Rows::new(batches.len(), width);
+        let mut rows = Rows::new(batches.len(), width)?;
         for (place, index) in eval.own(batches) {
             let x_t = eval.begin(index)?;
             let tensors = eval.tensors;

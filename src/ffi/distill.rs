@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::mem::MaybeUninit;
 
 use super::guard::{guard, guard_or};
-use super::pointers::{Host, Text, fill, give_text, given, slice};
+use super::pointers::{Host, Text, fill, given, put, put_text, slice};
 use super::problem::{HostProblem, LmsdProblem};
 use super::schedule::{LmsdSchedule, give_schedule};
 use crate::distill::{self, Config, Distilled};
@@ -54,8 +54,7 @@ pub unsafe extern "C" fn lmsd_distill(
         let like = problem.like()?;
         let out = given(out, "out")?;
         let distilled = distill::distill(&backend, &config, &like, &mut problem)?;
-        out.write(Box::new(LmsdDistilled(distilled)));
-        Ok(())
+        put(out, Box::new(LmsdDistilled(distilled)))
     })
 }
 
@@ -100,8 +99,7 @@ pub unsafe extern "C" fn lmsd_distilled_report(
     guard(|| {
         let distilled = given(distilled, "distilled")?;
         let out = given(out, "out")?;
-        out.write(give_text(distilled.0.to_json())?);
-        Ok(())
+        put_text(out, distilled.0.to_json())
     })
 }
 

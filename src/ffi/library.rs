@@ -26,7 +26,7 @@ pub extern "C" fn lmsd_version() -> *const c_char {
 /// this library on this thread that fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn lmsd_last_error() -> *const c_char {
-    guard_or(ptr::null(), || last_error().unwrap_or(c"".as_ptr()))
+    guard_or(ptr::null(), || last_error().cast())
 }
 
 /// Frees a text that a call of this library wrote into a `char **`. NULL is fine.

@@ -6,6 +6,7 @@
 //! problem    the host's side of a distillation
 //! guard      no panic leaves an export
 //! pointers   what C hands in
+//! reserve    small memory where the system has none
 //! ```
 
 mod distill;
@@ -13,6 +14,7 @@ mod guard;
 mod library;
 mod pointers;
 mod problem;
+mod reserve;
 mod sample;
 mod schedule;
 mod solvers;

@@ -3,10 +3,12 @@
 //! is what their methods rely on. cbindgen.toml says what each is in C.
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::mem::MaybeUninit;
 use std::ptr;
 
 use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle, LmsdHost, null};
+use crate::memory;
 
 /// A field of solvers has a thousand at each NFE, and comparisons take many NFEs at once.
 const MOST_ITEMS: usize = 1 << 16;
@@ -15,6 +17,11 @@ const MOST_ITEMS: usize = 1 << 16;
 pub fn given<T>(pointer: Option<T>, what: &str) -> Result<T> {
     pointer.ok_or_else(|| null(what))
 }
+
+/// No text is longer: a thousand schedules of ten nodes have two million bytes.
+const MOST_BYTES: usize = 16 << 20;
+/// What is read from a text takes at most so many bytes for each of its own.
+const READ: usize = 48;
 
 /// A NUL-terminated text, or NULL.
 #[repr(transparent)]
@@ -25,13 +32,18 @@ impl Text {
         self.0.is_null()
     }
 
-    /// The text; refuses NULL and what is not UTF-8.
+    /// The text; refuses NULL, what is not UTF-8, and more than there is memory to read.
     pub fn read(&self, what: &str) -> Result<&str> {
         if self.is_null() {
             return Err(null(what));
         }
         // SAFETY: not NULL; callers of exports promise a NUL at the end, and that the text stays during the call.
         let text = unsafe { CStr::from_ptr(self.0) };
+        let bytes = text.count_bytes();
+        if bytes > MOST_BYTES {
+            return Err(Error::argument(format!("{what} has {bytes} bytes; {MOST_BYTES} at most are read")));
+        }
+        memory::room(READ * bytes)?;
         text.to_str().map_err(|e| Error::argument(format!("{what} is not UTF-8: {e}")))
     }
 }
@@ -85,6 +97,13 @@ pub unsafe fn slice<'a, T>(items: *const T, count: usize, what: &str) -> Result<
     Ok(unsafe { std::slice::from_raw_parts(items, count) })
 }
 
+/// Writes an object or a text to hand out, unless memory is short: it would keep that of the reserve.
+pub fn put<T>(out: &mut MaybeUninit<T>, value: T) -> Result<()> {
+    memory::check()?;
+    out.write(value);
+    Ok(())
+}
+
 /// Writes results to an array of the caller's; refuses NULL.
 ///
 /// # Safety
@@ -98,17 +117,20 @@ pub unsafe fn fill(to: *mut f64, values: &[f64], what: &str) -> Result<()> {
     Ok(())
 }
 
-/// A text to hand out; [`free_text`] takes it back.
-pub fn give_text(text: String) -> Result<*mut c_char> {
+/// Writes a text to hand out; [`free_text`] takes it back.
+pub fn put_text(out: &mut MaybeUninit<*mut c_char>, text: String) -> Result<()> {
+    memory::room(text.len() + 1)?; // a NUL may move it
     let text = CString::new(text).map_err(|_| Error::new(Status::Internal, "a text with a NUL in it"))?;
-    Ok(text.into_raw())
+    memory::check()?;
+    out.write(text.into_raw());
+    Ok(())
 }
 
 /// # Safety
-/// `text` is NULL or of [`give_text`], as long as it was then, and handed in once.
+/// `text` is NULL or of [`put_text`], as long as it was then, and handed in once.
 pub unsafe fn free_text(text: *mut c_char) {
     if !text.is_null() {
-        // SAFETY: `give_text` made it by `into_raw`, and the caller promises the rest.
+        // SAFETY: `put_text` made it by `into_raw`, and the caller promises the rest.
         drop(unsafe { CString::from_raw(text) });
     }
 }

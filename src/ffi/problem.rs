@@ -7,7 +7,11 @@ use crate::call::Call;
 use crate::distill::{Problem, Progress};
 use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle, null, reason};
+use crate::inside::outside;
 use crate::{growing, sized};
+
+/// Ranks meet in sums of a few numbers each, and have the batches of a set among them.
+const MOST_RANKS: usize = 1 << 16;
 
 /// The host's side of a distillation. Functions get `user_data` first, run on the calling thread,
 /// keep no pointer after they return, and return 0 or, to stop, anything else.
@@ -37,7 +41,7 @@ pub struct LmsdProblem {
     /// calls the model for every `ranks`-th batch only; all need the same options, model and batches,
     /// and get the same schedules, those of one rank that has all batches.
     pub rank: usize,
-    /// How many processes share the distillation; 0 and 1 mean this one alone.
+    /// How many processes share the distillation, 65536 at most; 0 and 1 mean this one alone.
     pub ranks: usize,
     /// Adds up `count` values over all ranks, in place: the same call is made on every rank, and each
     /// must get the same sums. Fits `MPI_Allreduce(MPI_IN_PLACE, values, count, MPI_DOUBLE, MPI_SUM,
@@ -86,6 +90,12 @@ impl HostProblem {
                 problem.ranks
             )));
         }
+        if problem.ranks > MOST_RANKS {
+            return Err(Error::argument(format!(
+                "problem->ranks is {}; it must be {MOST_RANKS} at most",
+                problem.ranks
+            )));
+        }
         for (name, missing) in [("begin", problem.begin.is_none()), ("model", problem.model.is_none())] {
             if missing {
                 return Err(null(&format!("problem->{name}")));
@@ -116,7 +126,7 @@ impl Problem<Handle> for HostProblem {
     fn begin(&mut self, batch: u64, x_t: &mut Handle) -> Result<()> {
         let begin = self.raw.begin.expect("checked by HostProblem::new");
         // SAFETY: a `begin` as `lmsd_problem` says gets its own user data and a tensor of its host.
-        let code = unsafe { begin(self.raw.user_data, batch, x_t.pointer()) };
+        let code = outside(|| unsafe { begin(self.raw.user_data, batch, x_t.pointer()) });
         self.said(code, || format!("the begin callback returned {code} at batch {batch}"))?;
         let (wanted, found) = (self.backend.trajectories(&self.like()?), self.backend.trajectories(x_t));
         if found == wanted {
@@ -142,7 +152,7 @@ impl Problem<Handle> for HostProblem {
         let mut found = std::ptr::null_mut();
         // SAFETY: a `features` as `lmsd_problem` says gets its own user data, a tensor of its host, and room for a
         // pointer.
-        let code = unsafe { features(self.raw.user_data, x.pointer(), &mut found) };
+        let code = outside(|| unsafe { features(self.raw.user_data, x.pointer(), &mut found) });
         self.said(code, || format!("the features callback returned {code}"))?;
         // SAFETY: NULL or a tensor as `lmsd_problem` says, of the host that goes with it.
         let found = unsafe { self.backend.adopt(found, "what features wrote") }?;
@@ -158,7 +168,7 @@ impl Problem<Handle> for HostProblem {
     fn progress(&mut self, p: &Progress) -> bool {
         let Some(progress) = self.raw.progress else { return true };
         // SAFETY: a `progress` as `lmsd_problem` says gets its own user data and a struct that stays during the call.
-        unsafe { progress(self.raw.user_data, p) == 0 }
+        outside(|| unsafe { progress(self.raw.user_data, p) == 0 })
     }
 
     fn ranks(&self) -> (usize, usize) {
@@ -168,7 +178,7 @@ impl Problem<Handle> for HostProblem {
     fn sum(&mut self, values: &mut [f64]) -> Result<()> {
         let Some(sum) = self.raw.sum else { return Ok(()) };
         // SAFETY: a `sum` as `lmsd_problem` says gets its own user data and room for as many values as it is told.
-        let code = unsafe { sum(self.raw.user_data, values.len(), values.as_mut_ptr()) };
+        let code = outside(|| unsafe { sum(self.raw.user_data, values.len(), values.as_mut_ptr()) });
         self.said(code, || {
             format!("the sum callback of rank {} returned {code}; is a rank lost?", self.raw.rank)
         })

@@ -5,11 +5,12 @@ use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
 use super::guard::{guard, guard_or};
-use super::pointers::{Host, Input, Output, given};
-use super::schedule::LmsdSchedule;
+use super::pointers::{Host, Input, Output, given, put};
+use super::schedule::{COPIED, LmsdSchedule, room_for};
 use crate::call::Call;
 use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle};
+use crate::inside::outside;
 use crate::sample::{Sampler, Step};
 use crate::tensor::Tensors;
 
@@ -63,7 +64,7 @@ pub(super) unsafe fn call_model(
 ) -> Result<()> {
     let model = given(model, "model")?;
     // SAFETY: the caller's promise; `call` stays during the call.
-    match unsafe { model(user_data, call, x.pointer(), denoised.pointer()) } {
+    match outside(|| unsafe { model(user_data, call, x.pointer(), denoised.pointer()) }) {
         0 => Ok(()),
         code => refused(code, format!("the model callback returned {code} at sigma {}", call.sigma)),
     }
@@ -111,7 +112,7 @@ pub unsafe extern "C" fn lmsd_sample(
                     denoised: step.denoised.pointer(),
                 };
                 // SAFETY: the caller's observer, called as `lmsd_observer` says; `step` stays during the call.
-                match unsafe { observer(user_data, &step) } {
+                match outside(|| unsafe { observer(user_data, &step) }) {
                     0 => Ok(()),
                     code => Err(Error::new(
                         Status::Stopped,
@@ -144,13 +145,13 @@ pub unsafe extern "C" fn lmsd_sampler_new(
     out: Option<&mut MaybeUninit<Box<LmsdSampler>>>,
 ) -> Status {
     guard(|| {
-        let schedule = given(schedule, "schedule")?.0.clone();
+        let schedule = &given(schedule, "schedule")?.0;
+        room_for(schedule, COPIED)?;
         let backend = host.backend()?;
         let x_t = x_t.borrow(&backend, "x_t")?;
         let out = given(out, "out")?;
-        let sampler = Sampler::new(backend, Cow::Owned(schedule), &x_t)?;
-        out.write(Box::new(LmsdSampler { sampler, backend }));
-        Ok(())
+        let sampler = Sampler::new(backend, Cow::Owned(schedule.clone()), &x_t)?;
+        put(out, Box::new(LmsdSampler { sampler, backend }))
     })
 }
 
@@ -166,9 +167,9 @@ pub unsafe extern "C" fn lmsd_sampler_copy(
 ) -> Status {
     guard(|| {
         let LmsdSampler { sampler, backend } = given(sampler, "sampler")?;
+        room_for(sampler.schedule(), COPIED)?;
         let out = given(out, "out")?;
-        out.write(Box::new(LmsdSampler { sampler: sampler.copy()?, backend: *backend }));
-        Ok(())
+        put(out, Box::new(LmsdSampler { sampler: sampler.copy()?, backend: *backend }))
     })
 }
 

@@ -5,11 +5,11 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 
 use super::guard::{guard, guard_or};
-use super::pointers::{Text, give_text, given};
+use super::pointers::{Text, given, put, put_text};
 use crate::error::{Error, Result, Status};
 use crate::host::null;
 use crate::schedule::{self, MadeFor, Named, Process, Schedule};
-use crate::{growing, sized, solver};
+use crate::{growing, memory, sized, solver};
 
 /// A multistep sampler as data; made by `lmsd_schedule_*`, freed by `lmsd_schedule_free`.
 /// It never changes, so any number of threads may use it at once.
@@ -35,6 +35,16 @@ pub struct LmsdNode {
 
 growing!(LmsdNode, "lmsd_node", { struct_size, sigma, scale, weights, weight_count }, { guidance });
 
+/// Refuses where there is no room for so many bytes for each number of a schedule.
+pub(super) fn room_for(schedule: &Schedule, bytes: usize) -> Result<()> {
+    let numbers: usize = schedule.nodes().iter().map(|node| 8 + node.weights.len()).sum();
+    memory::room(bytes * numbers)
+}
+
+/// Bytes of a number in a copy, and in a text while it is put together.
+pub(super) const COPIED: usize = 16;
+const WRITTEN: usize = 96;
+
 /// Guards an export that makes a schedule.
 pub(super) fn give_schedule(
     out: Option<&mut MaybeUninit<Box<LmsdSchedule>>>,
@@ -42,8 +52,7 @@ pub(super) fn give_schedule(
 ) -> Status {
     guard(|| {
         let out = given(out, "out")?;
-        out.write(Box::new(LmsdSchedule(make()?)));
-        Ok(())
+        put(out, Box::new(LmsdSchedule(make()?)))
     })
 }
 
@@ -110,6 +119,7 @@ pub unsafe extern "C" fn lmsd_schedule_load(
 pub unsafe extern "C" fn lmsd_schedule_save(schedule: Option<&LmsdSchedule>, path: Text) -> Status {
     guard(|| {
         let schedule = given(schedule, "schedule")?;
+        room_for(&schedule.0, WRITTEN)?;
         schedule.0.save(Path::new(path.read("path")?))
     })
 }
@@ -126,8 +136,8 @@ pub unsafe extern "C" fn lmsd_schedule_to_json(
     guard(|| {
         let schedule = given(schedule, "schedule")?;
         let out = given(out, "out")?;
-        out.write(give_text(schedule.0.to_json())?);
-        Ok(())
+        room_for(&schedule.0, WRITTEN)?;
+        put_text(out, schedule.0.text()?)
     })
 }
 
@@ -210,7 +220,11 @@ pub unsafe extern "C" fn lmsd_schedule_start_at(
     sigma: f64,
     out: Option<&mut MaybeUninit<Box<LmsdSchedule>>>,
 ) -> Status {
-    give_schedule(out, || given(schedule, "schedule")?.0.start_at(sigma))
+    give_schedule(out, || {
+        let schedule = &given(schedule, "schedule")?.0;
+        room_for(schedule, COPIED)?;
+        schedule.start_at(sigma)
+    })
 }
 
 /// Refuses a schedule that was made for something else than `host`, a JSON object of the host's

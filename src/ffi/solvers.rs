@@ -4,10 +4,10 @@ use std::ffi::c_char;
 use std::mem::MaybeUninit;
 
 use super::guard::guard;
-use super::pointers::{Text, give_text, given};
+use super::pointers::{Text, given, put_text};
 use crate::error::Status;
 use crate::field::Rivals;
-use crate::schedule::Schedule;
+use crate::memory;
 use crate::solver;
 
 /// The published solvers as a JSON array of objects, to be freed with `lmsd_string_free`: `"name"`, `"about"`,
@@ -33,8 +33,7 @@ pub unsafe extern "C" fn lmsd_solvers(out: Option<&mut MaybeUninit<*mut c_char>>
             })
         });
         let list: Vec<_> = list.collect();
-        out.write(give_text(serde_json::Value::from(list).to_string())?);
-        Ok(())
+        put_text(out, serde_json::Value::from(list).to_string())
     })
 }
 
@@ -51,8 +50,7 @@ pub unsafe extern "C" fn lmsd_solvers(out: Option<&mut MaybeUninit<*mut c_char>>
 pub unsafe extern "C" fn lmsd_options(out: Option<&mut MaybeUninit<*mut c_char>>) -> Status {
     guard(|| {
         let out = given(out, "out")?;
-        out.write(give_text(crate::options::all().to_string())?);
-        Ok(())
+        put_text(out, crate::options::all().to_string())
     })
 }
 
@@ -73,8 +71,12 @@ pub unsafe extern "C" fn lmsd_rivals(options: Text, out: Option<&mut MaybeUninit
     guard(|| {
         let out = given(out, "out")?;
         let list = Rivals::from_json(options.read("options")?)?.list()?;
-        let texts: Vec<_> = list.iter().map(Schedule::to_json).collect();
-        out.write(give_text(format!("[{}]", texts.join(",")))?);
-        Ok(())
+        let mut text = String::from("[");
+        for (i, schedule) in list.iter().enumerate() {
+            memory::append(&mut text, if i == 0 { "" } else { "," })?;
+            memory::append(&mut text, &schedule.text()?)?;
+        }
+        memory::append(&mut text, "]")?;
+        put_text(out, text)
     })
 }

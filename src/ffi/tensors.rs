@@ -8,6 +8,7 @@ use super::guard::guard;
 use super::pointers::{Host, Input, Output, Text, fill, given, slice};
 use crate::error::{Error, Result, Status};
 use crate::host::{Backend, Handle, LmsdHost};
+use crate::memory;
 use crate::tensor::Tensors;
 
 /// The tensors of the libtorch that this process has loaded, on its CPU and CUDA devices: a host
@@ -78,15 +79,24 @@ pub unsafe extern "C" fn lmsd_gram(
         let backend = host.backend()?;
         // SAFETY: `count` entries by the promise above.
         let columns = borrow_all(&backend, unsafe { slice(columns.cast(), count, "columns") }?, "columns")?;
-        let gram = backend.gram(&columns.iter().collect::<Vec<_>>())?;
-        if gram.len() != length {
-            return Err(Error::argument(format!("length is {length}; this Gram matrix has {}", gram.len())));
+        let trajectories = backend.trajectories(&columns[0]);
+        let all = trajectories.saturating_mul(count * count);
+        if all != length {
+            return Err(Error::argument(format!("length is {length}; this Gram matrix has {all}")));
         }
+        let mut borrowed = memory::list(count)?;
+        borrowed.extend(&columns);
+        let gram = backend.gram(&borrowed)?;
         // SAFETY: room for `length` values by the promise above, and there are as many.
         unsafe { fill(out, &gram, "out") }
     })
 }
 
 fn borrow_all(backend: &Backend, tensors: &[Input], what: &str) -> Result<Vec<Handle>> {
-    tensors.iter().enumerate().map(|(i, t)| t.borrow(backend, &format!("{what}[{i}]"))).collect()
+    let mut borrowed = memory::list(tensors.len())?;
+    for (i, tensor) in tensors.iter().enumerate() {
+        borrowed.push(tensor.borrow(backend, &format!("{what}[{i}]"))?);
+        memory::check()?;
+    }
+    Ok(borrowed)
 }

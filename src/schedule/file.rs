@@ -9,9 +9,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{MadeBy, MadeFor, Node, Process, Schedule};
+use super::{MadeBy, MadeFor, Node, Process, Schedule, list};
 use crate::error::{Error, Result, Status};
-use crate::files;
+use crate::{files, memory};
 
 /// The file format that this library reads and writes.
 pub const FORMAT: u32 = 1;
@@ -29,6 +29,7 @@ struct File {
     nfe: usize,
     sigma_start: f64,
     sigma_end: f64,
+    #[serde(deserialize_with = "list::read")]
     nodes: Vec<Named<Node>>,
     #[serde(default)]
     made_for: Option<Named<MadeFor>>,
@@ -85,7 +86,15 @@ impl Schedule {
     }
 
     /// The text of the file: one line a node, every number exact to the last bit when read back.
+    ///
+    /// # Panics
+    /// Where there is no memory for it.
     pub fn to_json(&self) -> String {
+        self.text().expect("memory for the text of a schedule")
+    }
+
+    /// The same; `OutOfMemory` where there is none for it.
+    pub(crate) fn text(&self) -> Result<String> {
         fn js<T: Serialize>(value: &T) -> String {
             serde_json::to_string(value).expect("plain data always serializes")
         }
@@ -93,23 +102,29 @@ impl Schedule {
             let text = serde_json::to_string_pretty(value).expect("plain data always serializes");
             text.replace('\n', "\n  ")
         }
-        let mut fields = vec![format!("\"format\": {FORMAT}")];
+        let mut text = String::new();
+        let mut add = |part: &str| memory::append(&mut text, part);
+        add(&format!("{{\n  \"format\": {FORMAT}"))?;
         if let Some(name) = &self.name {
-            fields.push(format!("\"name\": {}", js(name)));
+            add(&format!(",\n  \"name\": {}", js(name)))?;
         }
-        fields.push(format!("\"process\": {}", js(&self.process)));
-        fields.push(format!("\"nfe\": {}", self.nfe()));
-        fields.push(format!("\"sigma_start\": {}", js(&self.sigma_start)));
-        fields.push(format!("\"sigma_end\": {}", js(&self.sigma_end)));
-        let nodes: Vec<String> = self.nodes.iter().map(|node| format!("    {}", js(node))).collect();
-        fields.push(format!("\"nodes\": [\n{}\n  ]", nodes.join(",\n")));
+        add(&format!(",\n  \"process\": {}", js(&self.process)))?;
+        add(&format!(",\n  \"nfe\": {}", self.nfe()))?;
+        add(&format!(",\n  \"sigma_start\": {}", js(&self.sigma_start)))?;
+        add(&format!(",\n  \"sigma_end\": {}", js(&self.sigma_end)))?;
+        add(",\n  \"nodes\": [\n")?;
+        for (n, node) in self.nodes.iter().enumerate() {
+            add(&format!("{}    {}", if n == 0 { "" } else { ",\n" }, js(node)))?;
+        }
+        add("\n  ]")?;
         if let Some(made_for) = &self.made_for {
-            fields.push(format!("\"made_for\": {}", indented(made_for)));
+            add(&format!(",\n  \"made_for\": {}", indented(made_for)))?;
         }
         if let Some(made_by) = &self.made_by {
-            fields.push(format!("\"made_by\": {}", indented(made_by)));
+            add(&format!(",\n  \"made_by\": {}", indented(made_by)))?;
         }
-        format!("{{\n  {}\n}}\n", fields.join(",\n  "))
+        add("\n}\n")?;
+        Ok(text)
     }
 
     /// Reads a schedule file; anything but a regular file of at most 1 MiB is refused unread.
@@ -133,7 +148,7 @@ impl Schedule {
     /// `Io` where it cannot be written; `InvalidSchedule` where its text, such as that of `seeds`, is longer than
     /// [`MAX_FILE_BYTES`], which [`Schedule::load`] would refuse.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let text = self.to_json();
+        let text = self.text()?;
         check_length(text.len() as u64).map_err(|e| e.in_file(path))?;
         files::replace(path, text.as_bytes())
             .map_err(|e| Error::new(Status::Io, format!("cannot write {}: {e}", path.display())))

@@ -5,6 +5,7 @@ use std::borrow::Borrow;
 use std::ops::{Add, Div, Mul, Sub};
 
 use crate::error::{Error, Result, Status};
+use crate::memory;
 use crate::schedule::{Node, Process, advance};
 
 /// A linear combination of [X_0, D_0, X_1, D_1, ...]: the states that the model was called on, and
@@ -14,12 +15,18 @@ pub(super) struct Lin(Vec<f64>);
 
 impl Lin {
     fn unit(index: usize) -> Self {
+        if memory::is_short() {
+            return Self(Vec::new()); // what comes of it is given up in `finish`
+        }
         let mut v = vec![0.0; index + 1];
         v[index] = 1.0;
         Self(v)
     }
 
     fn plus(&self, scale: f64, other: &Lin) -> Self {
+        if memory::is_short() {
+            return Self(Vec::new());
+        }
         let at = |v: &Lin, i: usize| v.0.get(i).copied().unwrap_or(0.0);
         Self((0..self.0.len().max(other.0.len())).map(|i| at(self, i) + scale * at(other, i)).collect())
     }
@@ -148,6 +155,9 @@ impl Trace {
     /// Rewrites x over the newest state and the predictions, and keeps the latter as a row. States stay
     /// symbols until here, so that small steps lose nothing to cancellation.
     fn note(&mut self, x: &Lin, sigma: f64) {
+        if memory::is_short() {
+            return;
+        }
         let n = self.called.len() - 1;
         let mut v = x.0.clone();
         v.resize(2 * n + 2, 0.0);
@@ -172,19 +182,21 @@ impl Trace {
     pub fn finish(mut self, x: &Lin) -> Result<Vec<Node>> {
         let end = self.sigmas[self.steps()];
         self.note(x, end);
+        memory::check()?;
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         self.called.push(end);
         let node = |(n, row): (usize, &Vec<f64>)| {
+            memory::check()?;
             let (_, g) = advance(self.called[n], self.called[n + 1]);
             let mut weights: Vec<f64> = row.iter().rev().map(|b| b / g).collect();
             let negligible = 1e-15 * weights.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
             while weights.len() > 1 && weights[weights.len() - 1].abs() <= negligible {
                 weights.pop();
             }
-            Node::new(self.called[n], weights)
+            Ok(Node::new(self.called[n], weights))
         };
-        Ok(self.rows.iter().enumerate().map(node).collect())
+        self.rows.iter().enumerate().map(node).collect()
     }
 }

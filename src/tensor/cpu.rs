@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use super::descriptor::{CheckedTensor, compact_strides, size_of_shape};
 use super::{DEVICE_CPU, Dtype, LmsdDevice, LmsdTensor, Tensors, kernels};
 use crate::error::{Error, Result, Status};
+use crate::inside;
 
 /// Start of a tensor that the library allocates, in bytes: a cache line, and every SIMD register.
 const ALIGNMENT: usize = 64;
@@ -46,7 +47,7 @@ impl CpuTensor {
             .and_then(|padded| Layout::from_size_align(padded, 16).ok())
             .ok_or_else(out_of_memory)?;
         // SAFETY: the layout has a size above 0.
-        let memory = unsafe { alloc_zeroed(layout) };
+        let memory = inside::without_reserve(|| unsafe { alloc_zeroed(layout) });
         if memory.is_null() {
             return Err(out_of_memory());
         }
@@ -254,13 +255,13 @@ impl Tensors for Cpu {
             column.check_like("column", i, "column 0", first)?;
         }
         // SAFETY: all have this dtype and shape.
-        Ok(unsafe {
+        unsafe {
             match first.dtype {
                 Dtype::F32 => kernels::gram::<f32>(columns),
                 Dtype::F64 => kernels::gram::<f64>(columns),
                 Dtype::F16 => kernels::gram::<f16>(columns),
                 Dtype::Bf16 => kernels::gram::<bf16>(columns),
             }
-        })
+        }
     }
 }

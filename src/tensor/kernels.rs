@@ -2,6 +2,8 @@
 //! did. Each loop is written once and compiled for the target's baseline and for AVX2; which of the
 //! two runs is decided when it is called.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rayon::prelude::*;
 
 use super::CpuTensor;
@@ -9,6 +11,8 @@ use super::CpuTensor;
 use super::element::Avx2;
 use super::element::{BLOCK, Baseline, Block, Element, Isa, Wide};
 use super::threads::Threads;
+use crate::error::Result;
+use crate::memory;
 
 /// Linear combinations that move fewer bytes than this stay on the calling thread, which is done
 /// before sleeping threads have woken up (some 60 us).
@@ -247,15 +251,22 @@ unsafe fn gram_piece_avx2<T: Element>(
 /// # Safety
 ///
 /// All columns have elements of type T and the same shape; there is at least one.
-pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Vec<f64> {
+pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Result<Vec<f64>> {
     let k = columns.len();
     let trajectories = columns[0].shape()[0] as usize;
     let len = columns[0].len / trajectories;
     let pieces = len.div_ceil(PIECE).min(MAX_PIECES);
     let step = len.div_ceil(pieces);
 
-    let strips = || vec![[0.0; STRIP]; k.next_multiple_of(TILE)];
-    let piece = |strips: &mut Vec<Strip>, (index, sums): (usize, &mut [f64])| {
+    let strips = || {
+        let mut strips = memory::list::<Strip>(k.next_multiple_of(TILE))?;
+        strips.resize(k.next_multiple_of(TILE), [0.0; STRIP]);
+        Ok(strips)
+    };
+    // Where a thread gets no memory for its strips.
+    let failed = AtomicBool::new(false);
+    let piece = |strips: &mut Result<Vec<Strip>>, (index, sums): (usize, &mut [f64])| {
+        let Ok(strips) = strips else { return failed.store(true, Ordering::Relaxed) };
         let (start, piece) = (index / pieces * len, index % pieces);
         let (from, to) = (start + len.min(piece * step), start + len.min((piece + 1) * step));
         // SAFETY: as promised; `to` is at most the number of elements.
@@ -267,9 +278,9 @@ pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Vec<f64> {
             gram_piece::<T, Baseline>(columns, from, to, strips, sums)
         }
     };
-    let mut sums = vec![0.0; trajectories * pieces * k * k];
-    let products = step * k * k / 2 + 1;
-    let few = products * pieces * trajectories < THREADS_FROM_PRODUCTS;
+    let mut sums = memory::zeros(&[trajectories, pieces, k, k])?;
+    let products = step.saturating_mul(k * k) / 2 + 1;
+    let few = products.saturating_mul(pieces * trajectories) < THREADS_FROM_PRODUCTS;
     if let Some(threads) = if few { None } else { Threads::get() } {
         let at_least = THREADS_FROM_PRODUCTS.div_ceil(products);
         let all = sums.par_chunks_mut(k * k).enumerate().with_min_len(at_least);
@@ -279,7 +290,10 @@ pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Vec<f64> {
         sums.chunks_mut(k * k).enumerate().for_each(|item| piece(&mut strips, item));
     }
 
-    let mut gram = if pieces == 1 { sums } else { add_pieces(&sums, pieces, k * k) };
+    if failed.into_inner() {
+        return Err(memory::none(k, size_of::<Strip>()));
+    }
+    let mut gram = if pieces == 1 { sums } else { add_pieces(&sums, pieces, k * k)? };
     for gram in gram.chunks_mut(k * k) {
         for i in 0..k {
             for j in 0..i {
@@ -287,18 +301,18 @@ pub unsafe fn gram<T: Element>(columns: &[&CpuTensor]) -> Vec<f64> {
             }
         }
     }
-    gram
+    Ok(gram)
 }
 
 /// Adds up every `pieces` successive runs of `n` numbers, in order.
-fn add_pieces(sums: &[f64], pieces: usize, n: usize) -> Vec<f64> {
-    let mut totals = vec![0.0; sums.len() / pieces];
+fn add_pieces(sums: &[f64], pieces: usize, n: usize) -> Result<Vec<f64>> {
+    let mut totals = memory::zeros(&[sums.len() / pieces])?;
     for (totals, sums) in totals.chunks_mut(n).zip(sums.chunks(pieces * n)) {
         for piece in sums.chunks(n) {
             totals.iter_mut().zip(piece).for_each(|(total, sum)| *total += sum);
         }
     }
-    totals
+    Ok(totals)
 }
 
 #[cfg(test)]

@@ -3,6 +3,11 @@
 use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::{inside, memory};
+
+/// Threads are made where so many bytes can be had.
+const FOR_THREADS: usize = 1 << 20;
+
 /// The pool of this library, with the process that it is of. A lock of `parking_lot`: a panic while it
 /// is held leaves it usable, which of the standard library's is not so.
 static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
@@ -41,7 +46,20 @@ fn pool() -> Option<&'static ThreadPool> {
     if let Some((_, pool)) = pool.filter(|(of, _)| *of == process) {
         return Some(pool);
     }
-    let made = ThreadPoolBuilder::new().thread_name(|index| format!("lmsd {index}")).build().ok()?;
+    // What Rust and the C library need for a thread itself, less than 64 bytes a piece, they end the process without.
+    memory::room(FOR_THREADS).ok()?;
+    let made = ThreadPoolBuilder::new()
+        .spawn_handler(|thread| {
+            let named = std::thread::Builder::new().name(format!("lmsd {}", thread.index()));
+            let work = move || {
+                inside::stay();
+                thread.run();
+            };
+            named.spawn(work).map(drop)
+        })
+        .build()
+        .ok()?;
+    made.broadcast(|_| ()); // now each has what it needs for itself
     // Never taken down: that of a parent cannot be, and threads may be at work when the process ends.
     let made: &'static ThreadPool = Box::leak(Box::new(made));
     *pool = Some((process, made));
