@@ -8,6 +8,8 @@ fn main() {
     let abi = std::env::var_os("CARGO_FEATURE_ABI").is_some();
     if abi && std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblmsd.so.0");
+        // Stays loaded after dlclose: its threads, asleep, have their code in it.
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }
     // Set by torch-sys. Packages that depend on this one set their own.
     if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {

@@ -15,7 +15,8 @@
  * - Callbacks get `user_data` first, run on the thread of the call that needs them, and return 0
  *   to go on. They must not throw or longjmp through the library: keep the exception, return
  *   nonzero, and throw it again when the call has returned (lmsd.hpp does).
- * - No call keeps a pointer after it returns, unless its comment says so.
+ * - No call keeps a pointer after it returns, unless its comment says so. Options are NUL-terminated texts
+ *   of at most 16 MiB, JSON objects; "{}" has all defaults, NULL is refused.
  * - Coordinates are those of k-diffusion: a state x at noise level sigma, and `denoised`, the
  *   model's prediction of x0. x = x0 + sigma n ("ve": EDM, and epsilon- and v-models so wrapped)
  *   or x = (1 - sigma) x0 + sigma n ("flow").
@@ -27,8 +28,25 @@
  *   be had just before; for 2.3 KB a thread, which the loader takes in a thread's first call where the
  *   library was loaded by dlopen; and for options or a schedule of more than 64 KiB whose memory was there
  *   when the call looked for it and gone when it took it.
- * - Different handles may be used on different threads at once; one handle that is not const, on
- *   one thread at a time.
+ * - Threads: different handles may be used on different threads at once; one handle that is not const, on
+ *   one thread at a time; one that is const, on any number. No call waits for another, and a text or a
+ *   handle may be freed on another thread than it was made on.
+ * - Callbacks may call the library: every function, any handle but those that the running call was given,
+ *   which they may not free or change. A sampler has its own copy of its schedule, which may be freed while
+ *   the sampler lives.
+ * - The library starts threads of its own in the first call with built-in tensors that are together larger
+ *   than 8 MiB: as many as the process may use cores, or as RAYON_NUM_THREADS says. They run none of
+ *   the host's code and sleep between calls. Where none can be made the calling thread does their work. A child of
+ *   fork may go on calling, also where other threads of its parent were in a call, and gets threads
+ *   of its own; what those other threads were at is lost.
+ * - Unloading: after dlclose the library stays in memory, where its threads have their code, and dlopen
+ *   gives the same one again (Linux). Elsewhere do not unload it.
+ * - Stack: 64 KiB are enough for every call, and what its callbacks need on top.
+ * - Floating point: a call computes in round-to-nearest with denormal numbers, whatever the thread has set
+ *   (rounding mode, FTZ, DAZ), and puts that back. Callbacks have what the thread had (x86-64 and AArch64).
+ *   The locale has no effect. `errno` may change.
+ * - A fault of the library ends a call with LMSD_STATUS_INTERNAL and prints nothing: `lmsd_last_error()`
+ *   has its text and place.
  */
 
 
@@ -475,7 +493,7 @@ typedef struct lmsd_problem {
    */
   void *user_data;
   /**
-   * A tensor of the shape, dtype and device of one batch. It must have memory; its contents are not read.
+   * A tensor of the shape, dtype and device of one batch. It must have memory (`data` may not be NULL); its contents are not read.
    */
   const void *like;
   /**

@@ -50,7 +50,7 @@ define install_files
 	@$(fill) cmake/lmsdConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/lmsd/lmsdConfigVersion.cmake
 endef
 
-.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-memory test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
+.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-memory test-c-host test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
 install: $(LMSD_SO)
 	$(install_files)
@@ -66,7 +66,7 @@ C_SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 C_TOOLS := build/tools
 C_STAND_IN := examples/stable-diffusion.cpp/stand_in.cpp
 
-test-c: test-c-headers test-c-abi test-c-memory test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
+test-c: test-c-headers test-c-abi test-c-memory test-c-host test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
 test-c-install: PREFIX := $(C_PREFIX)
 test-c-install: LIBDIR := $(C_PREFIX)/lib
@@ -105,6 +105,12 @@ test-c-abi: test-c-install
 test-c-memory: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_WARNINGS) $(C_LMSD) tests/memory.c $(C_LIBS) -o $(C_BUILD)/memory
 	$(C_BUILD)/memory
+
+# Unloading, fork, small stacks, floating point, locale, calls in callbacks; `make test-c-host CYCLES=1000` for longer.
+CYCLES ?= 20
+test-c-host: test-c-install
+	$(CC) -std=c11 -O1 -g $(C_WARNINGS) -I$(C_PREFIX)/include tests/host.c -ldl -lm -pthread -o $(C_BUILD)/host
+	$(C_BUILD)/host $(C_PREFIX)/lib/liblmsd.so $(CYCLES)
 
 test-c-sanitizers: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi_asan

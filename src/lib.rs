@@ -18,9 +18,11 @@ pub mod ffi;
 pub mod field;
 mod files;
 pub mod host;
+#[cfg_attr(not(feature = "abi"), allow(dead_code))]
 mod inside;
 #[cfg(feature = "abi")]
 pub mod libtorch;
+#[cfg_attr(not(feature = "abi"), allow(dead_code))]
 mod memory;
 pub mod options;
 pub mod sample;

@@ -22,7 +22,7 @@ pub struct LmsdProblem {
     pub struct_size: usize,
     /// Handed to every function.
     pub user_data: *mut c_void,
-    /// A tensor of the shape, dtype and device of one batch. It must have memory; its contents are not read.
+    /// A tensor of the shape, dtype and device of one batch. It must have memory (`data` may not be NULL); its contents are not read.
     pub like: *const c_void,
     /// Makes batch `batch` current: writes its x_T (noise level `sigma_max`) and sets whatever the
     /// model depends on (prompts, labels). The same index always gives the same batch. Fitted

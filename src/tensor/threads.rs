@@ -1,6 +1,6 @@
 //! The threads that large tensors are worked on with, or none where the system gives none.
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{inside, memory};
@@ -8,9 +8,9 @@ use crate::{inside, memory};
 /// Threads are made where so many bytes can be had.
 const FOR_THREADS: usize = 1 << 20;
 
-/// The pool of this library, with the process that it is of. A lock of `parking_lot`: a panic while it
-/// is held leaves it usable, which of the standard library's is not so.
-static POOL: Mutex<Option<(u32, &'static ThreadPool)>> = Mutex::new(None);
+/// The pool of this library, with the process that it is of. Nobody waits for the lock: in a child of fork a thread that
+/// is not there any more may hold it.
+static POOL: RwLock<Option<(u32, &'static ThreadPool)>> = RwLock::new(None);
 
 /// Threads to work on.
 pub enum Threads {
@@ -21,7 +21,8 @@ pub enum Threads {
 }
 
 impl Threads {
-    /// None where no threads can be made: then the calling thread does all, and the next call tries again.
+    /// None where no threads can be made, and while another thread makes them: then the calling thread does all, with
+    /// the same results, and the next call tries again.
     pub fn get() -> Option<Self> {
         if rayon::current_thread_index().is_some() {
             return Some(Self::Callers);
@@ -42,8 +43,12 @@ impl Threads {
 /// fork has the memory of its parent's pool and none of its threads, so it gets one of its own.
 fn pool() -> Option<&'static ThreadPool> {
     let process = std::process::id();
-    let mut pool = POOL.lock();
-    if let Some((_, pool)) = pool.filter(|(of, _)| *of == process) {
+    let own = |pool: Option<(u32, &'static ThreadPool)>| pool.filter(|(of, _)| *of == process);
+    if let Some((_, pool)) = own(*POOL.try_read()?) {
+        return Some(pool);
+    }
+    let mut pool = POOL.try_write()?;
+    if let Some((_, pool)) = own(*pool) {
         return Some(pool);
     }
     // What Rust and the C library need for a thread itself, less than 64 bytes a piece, they end the process without.
