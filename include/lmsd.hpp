@@ -211,14 +211,14 @@ void sample(const Schedule &schedule, const T *x_t, const Shape &shape, T *out, 
     lmsd_observer see = nullptr;
     if constexpr (!std::is_null_pointer_v<std::decay_t<Observe>>) {
         see = [](void *user_data, const lmsd_step *s) -> int {
-            auto &run = *static_cast<Run *>(user_data);
+            auto &own = *static_cast<Run *>(user_data);
             Step<T> step{s->index,
                          s->nfe,
                          s->sigma,
                          s->model_sigma,
                          detail::span<const T>(s->x),
                          detail::span<const T>(s->denoised)};
-            return run.run([&] { return run.observe(step), 0; });
+            return own.run([&] { return own.observe(step), 0; });
         };
     }
     lmsd_tensor from = detail::describe(x_t, shape), to = detail::describe(out, shape);
@@ -336,31 +336,31 @@ template <class T, class Call> void with_problem(const Problem<T> &problem, cons
     if (problem.model) raw.model = call_model<T, Run>;
     if (problem.begin) {
         raw.begin = [](void *user_data, std::uint64_t batch, void *x_t) -> int {
-            auto &run = *static_cast<Run *>(user_data);
-            return run.run([&] { return run.problem.begin(batch, span<T>(x_t)), 0; });
+            auto &own = *static_cast<Run *>(user_data);
+            return own.run([&] { return own.problem.begin(batch, span<T>(x_t)), 0; });
         };
     }
     if (problem.progress) {
         raw.progress = [](void *user_data, const lmsd_progress *p) -> int {
-            auto &run = *static_cast<Run *>(user_data);
-            return run.run([&] { return run.problem.progress(*p) ? 0 : 1; });
+            auto &own = *static_cast<Run *>(user_data);
+            return own.run([&] { return own.problem.progress(*p) ? 0 : 1; });
         };
     }
     if (problem.sum) {
         raw.sum = [](void *user_data, std::size_t count, double *values) -> int {
-            auto &run = *static_cast<Run *>(user_data);
-            return run.run([&] { return run.problem.sum(count, values), 0; });
+            auto &own = *static_cast<Run *>(user_data);
+            return own.run([&] { return own.problem.sum(count, values), 0; });
         };
     }
     if (problem.features) {
         raw.features = [](void *user_data, const void *x, void **features) -> int {
-            auto &run = *static_cast<Run *>(user_data);
-            return run.run([&] {
-                run.features = run.problem.features(span<const T>(x));
-                auto trajectories = run.problem.shape.at(0);
-                run.shape = {trajectories, static_cast<std::int64_t>(run.features.size()) / trajectories};
-                run.described = describe(run.features.data(), run.shape);
-                *features = &run.described;
+            auto &own = *static_cast<Run *>(user_data);
+            return own.run([&] {
+                own.features = own.problem.features(span<const T>(x));
+                auto trajectories = own.problem.shape.at(0);
+                own.shape = {trajectories, static_cast<std::int64_t>(own.features.size()) / trajectories};
+                own.described = describe(own.features.data(), own.shape);
+                *features = &own.described;
                 return 0;
             });
         };

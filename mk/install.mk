@@ -76,12 +76,17 @@ test-c-install: $(LMSD_SO)
 	rm -rf $(C_PREFIX)
 	$(install_files)
 
-# Each header compiles alone.
+# Each header compiles alone, and without the warnings that a host may have on. lmsd.hpp is C++17; abi.cpp makes its
+# templates.
+C_STRICT := $(C_WARNINGS) -Wshadow -Wconversion -Wsign-conversion -fsyntax-only
 test-c-headers:
-	$(CC) -std=c11 $(C_WARNINGS) -fsyntax-only -x c include/lmsd.h
-	$(CXX) -std=c++17 $(C_WARNINGS) -fsyntax-only -x c++ include/lmsd.h
-	$(CXX) -std=c++17 $(C_WARNINGS) -fsyntax-only -x c++ include/lmsd.hpp
-	$(CXX) -std=c++20 $(C_WARNINGS) -fsyntax-only -x c++ include/lmsd.hpp
+	for standard in c99 c11 c17; do \
+		$(CC) -std=$$standard $(C_STRICT) -Wstrict-prototypes -Wmissing-prototypes -x c include/lmsd.h || exit 1; done
+	for standard in c++11 c++14 c++17; do \
+		$(CXX) -std=$$standard $(C_STRICT) -Wold-style-cast -x c++ include/lmsd.h || exit 1; done
+	for standard in c++17 c++20; do \
+		$(CXX) -std=$$standard $(C_STRICT) -Wold-style-cast -x c++ include/lmsd.hpp || exit 1; \
+		$(CXX) -std=$$standard $(C_STRICT) -Iinclude tests/abi.cpp || exit 1; done
 
 test-c-abi: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi

@@ -152,9 +152,9 @@ template <class T> void test_sample() {
     // Exceptions: out of the model, out of the observer, at any node; and then all is as it was.
     for (std::size_t at = 0; at < 7; at++) {
         std::size_t node = 0;
-        auto bad_model = [&](lmsd::Span<const T> x, const lmsd_call &call, lmsd::Span<T> denoised) {
+        auto bad_model = [&](lmsd::Span<const T> from, const lmsd_call &call, lmsd::Span<T> to) {
             if (node++ == at) throw Thrown{static_cast<int>(at)};
-            denoise(x, call.sigma, denoised);
+            denoise(from, call.sigma, to);
         };
         THROWS(static_cast<int>(at), lmsd::sample(s, x_t, shape, bad_model));
         CHECK(node == at + 1);
@@ -167,7 +167,7 @@ template <class T> void test_sample() {
         CHECK(kept == x_t);
     }
     CHECK(lmsd::sample(s, x_t, shape, predict<T>) == out);
-    auto nan = [](lmsd::Span<const T>, const lmsd_call &, lmsd::Span<T> denoised) { denoised[0] = static_cast<T>(NAN); };
+    auto nan = [](lmsd::Span<const T>, const lmsd_call &, lmsd::Span<T> to) { to[0] = static_cast<T>(NAN); };
     REFUSED(NON_FINITE, "node 0", lmsd::sample(s, x_t, shape, nan));
     REFUSED(INVALID_TENSOR, "30 elements", lmsd::sample(s, x_t, {30, 2}, predict<T>));
     REFUSED(INVALID_TENSOR, "0 dimensions", lmsd::sample(s, std::vector<T>(1), {}, predict<T>));
