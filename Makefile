@@ -10,8 +10,8 @@ PY := $(VENV)/bin/python
 # Small matrix products: a second BLAS thread gains little on an idle machine and spins on a busy one.
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help demo demo-digits check test test-plan lint test-rust test-python test-python-package test-python-others docs generate \
-	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead bench-step \
+.PHONY: help demo demo-digits check test test-plan lint test-rust test-tsan test-python test-python-package test-python-others docs generate \
+	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead bench-flat bench-step \
 	library venv venv-check venv-test wheel clean
 
 help:
@@ -37,10 +37,12 @@ help:
 	@echo "make test-comfyui    the nodes in a running ComfyUI and in a browser; COMFYUI_DIR as above"
 	@echo "make torch           libtorch for the Rust feature 'torch'; make test-torch tests it"
 	@echo "make torch-library   tensor operations for programs that have torch 2.11 loaded"
+	@echo "make test-tsan       threads under ThreadSanitizer; needs the nightly toolchain of Rust"
 	@echo "make test-torch-versions   liblmsd beside torch 2.11 and the real torch 2.13, which takes 5 GB more"
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
 	@echo "make bench-step      one step of each form beside k-diffusion's and diffusers' samplers, in one run"
+	@echo "make bench-flat      a million samples and a thousand fits: memory stays flat"
 	@echo "make bench-torch     the same with the tensors of libtorch, on the CPU"
 	@echo "make bench-gpu       all of that and the distillation of a U-Net on a GPU with torch 2.11, no network;"
 	@echo "                     make bench-gpu-pack makes the file to carry there; GPU_DEVICE=cpu GPU_PYTHON="
@@ -103,6 +105,14 @@ lint: venv-check
 
 test-rust:
 	$(CARGO) test --quiet
+
+# Rust with an instrumented standard library, which the nightly toolchain builds from its source (rust-src). Not with
+# tests/threads.rs: ThreadSanitizer does not go on in a child of fork.
+TSAN_HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+test-tsan:
+	rustup component add rust-src --toolchain nightly
+	RUSTFLAGS=-Zsanitizer=thread TSAN_OPTIONS=halt_on_error=1:allocator_may_return_null=1 $(CARGO) +nightly test \
+		-Zbuild-std --target $(TSAN_HOST) --target-dir build/tsan --lib --test concurrent --test sample
 
 # Python tests that need no torch and take a minute together, on the library that `cargo test` built.
 CHECK_PYTHON := $(addprefix bindings/python/tests/,test_options.py test_schedule.py test_rivals.py \
@@ -200,6 +210,10 @@ bench-lincomb:
 bench-overhead: test-c-install
 	$(CC) -std=c11 -O2 $(C_WARNINGS) $(C_LMSD) benches/overhead.c $(C_LIBS) -o $(C_BUILD)/overhead
 	$(C_BUILD)/overhead
+
+# A million samples and a thousand fits at flat memory; a minute on an idle core.
+bench-flat: FLAT := 1000000 1000
+bench-flat: test-c-flat
 
 wheel: library venv
 	$(PIP) build

@@ -50,7 +50,7 @@ define install_files
 	@$(fill) cmake/lmsdConfigVersion.cmake.in > $(DESTDIR)$(LIBDIR)/cmake/lmsd/lmsdConfigVersion.cmake
 endef
 
-.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-memory test-c-host test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
+.PHONY: install test-c test-c-install test-c-headers test-c-abi test-c-memory test-c-host test-c-flat test-c-flat test-c-sanitizers test-c-valgrind test-c-cmake test-c-mpi
 
 install: $(LMSD_SO)
 	$(install_files)
@@ -116,6 +116,12 @@ CYCLES ?= 20
 test-c-host: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_WARNINGS) -I$(C_PREFIX)/include tests/host.c -ldl -lm -pthread -o $(C_BUILD)/host
 	$(C_BUILD)/host $(C_PREFIX)/lib/liblmsd.so $(CYCLES)
+
+# Memory stays flat; `make bench-flat` does it for longer.
+FLAT ?= 20000 20
+test-c-flat: test-c-install
+	$(CC) -std=c11 -O2 -g $(C_WARNINGS) $(C_LMSD) tests/flat.c $(C_LIBS) -o $(C_BUILD)/flat
+	$(C_BUILD)/flat $(FLAT)
 
 test-c-sanitizers: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_SANITIZE) $(C_WARNINGS) $(C_LMSD) tests/abi.c $(C_LIBS) -o $(C_BUILD)/abi_asan

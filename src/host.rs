@@ -361,7 +361,8 @@ impl Tensors for Backend {
         };
         let mut trajectory = 0;
         // SAFETY: a `not_finite` as `lmsd_host` says gets its own user data and tensor, and room for a number.
-        host.said(unsafe { not_finite(host.user_data, of.pointer(), &mut trajectory) }, "not_finite")?;
+        let code = outside(|| unsafe { not_finite(host.user_data, of.pointer(), &mut trajectory) });
+        host.said(code, "not_finite")?;
         Ok(Some(trajectory).filter(|b| *b < self.trajectories(of)))
     }
 }
