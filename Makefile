@@ -19,6 +19,7 @@ help:
 	@echo "make demo-digits     the same with the digits network at guidance 3; the table in docs/benchmarks.md"
 	@echo "make check           format, lints, Rust tests and fast Python tests; without torch and libtorch"
 	@echo "make test            lint, Rust, C, C++ and Python tests; says first what it downloads and skips"
+	@echo "make fuzz            looks for faults with random files, options, tensors and calls; SECONDS=60 for each target"
 	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
 	@echo "make generate        the header and the functions of Python, again, after a change of an option or an export"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
@@ -54,6 +55,7 @@ help:
 include mk/install.mk
 include mk/comfyui.mk
 include mk/torch.mk
+include mk/trust.mk
 
 PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
 DEBUG_SO := $(LMSD_TARGET)/debug/liblmsd.so
