@@ -10,16 +10,22 @@
 //! returns `denoised`, its prediction of x0 (guidance included). Knowledge flows one way:
 //! error <- schedule <- solver <- field; schedule + tensor + call <- sample <- distill; all <- host <- ffi.
 
+#![deny(unsafe_code)] // but where C, libtorch and memory are: the modules that allow it, below and in tensor.rs
+
 pub mod call;
 pub mod distill;
 pub mod error;
+#[allow(unsafe_code)]
 #[cfg(feature = "abi")]
 pub mod ffi;
 pub mod field;
 mod files;
+#[allow(unsafe_code)]
 pub mod host;
+#[allow(unsafe_code)]
 #[cfg_attr(not(feature = "abi"), allow(dead_code))]
 mod inside;
+#[allow(unsafe_code)]
 #[cfg(feature = "abi")]
 pub mod libtorch;
 #[cfg_attr(not(feature = "abi"), allow(dead_code))]
@@ -27,9 +33,11 @@ mod memory;
 pub mod options;
 pub mod sample;
 pub mod schedule;
+#[allow(unsafe_code)]
 pub mod sized;
 pub mod solver;
 pub mod tensor;
+#[allow(unsafe_code)]
 #[cfg(feature = "torch")]
 pub mod torch;
 

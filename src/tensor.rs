@@ -5,9 +5,13 @@
 //! cpu          the built-in tensors     kernels   their two loops     element   SIMD     threads
 //! ```
 
+#[allow(unsafe_code)]
 mod cpu;
+#[allow(unsafe_code)]
 mod descriptor;
+#[allow(unsafe_code)]
 mod element;
+#[allow(unsafe_code)]
 mod kernels;
 mod threads;
 

@@ -91,11 +91,16 @@ fn the_scan_can_fail() {
     assert_eq!(unguarded(good), Vec::<String>::new());
 }
 
-#[test]
-fn the_library_exports_the_header_and_nothing_else() {
+/// The shared library of this build.
+fn library() -> Vec<u8> {
     let name = format!("{}lmsd{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
     let path = env::current_exe().unwrap().with_file_name(name);
-    let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn the_library_exports_the_header_and_nothing_else() {
+    let bytes = library();
     let file = object::File::parse(&*bytes).unwrap();
     let exported = file.exports().unwrap();
     let exported: BTreeSet<_> = exported
@@ -103,4 +108,54 @@ fn the_library_exports_the_header_and_nothing_else() {
         .map(|e| String::from_utf8_lossy(e.name()).trim_start_matches('_').to_string())
         .collect();
     assert_eq!(exported, exports_of_the_header(), "the library on the left, include/lmsd.h on the right");
+}
+
+/// Segments as (type, flags), and the dynamic section as (tag, value).
+#[cfg(target_os = "linux")]
+fn tables(bytes: &[u8]) -> (Vec<(u32, u32)>, Vec<(u64, u64)>) {
+    use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+
+    let head = object::elf::FileHeader64::<object::Endianness>::parse(bytes).unwrap();
+    let end = head.endian().unwrap();
+    let segments = head.program_headers(end, bytes).unwrap();
+    let entries = segments.iter().find_map(|segment| segment.dynamic(end, bytes).unwrap()).unwrap();
+    let segments = segments.iter().map(|segment| (segment.p_type(end), segment.p_flags(end))).collect();
+    (segments, entries.iter().map(|entry| (entry.d_tag(end).into(), entry.d_val(end))).collect())
+}
+
+/// What is wrong with memory that a loader makes of these.
+#[cfg(target_os = "linux")]
+fn soft_spots(segments: &[(u32, u32)], entries: &[(u64, u64)]) -> Vec<&'static str> {
+    use object::elf::*;
+
+    let flags =
+        |tag: u32| entries.iter().filter(|(t, _)| *t == u64::from(tag)).fold(0, |all, (_, f)| all | f);
+    let has = |tag: u32| entries.iter().any(|(t, _)| *t == u64::from(tag));
+    let now = has(DT_BIND_NOW)
+        || flags(DT_FLAGS) & u64::from(DF_BIND_NOW) != 0
+        || flags(DT_FLAGS_1) & u64::from(DF_1_NOW) != 0;
+    let relro = segments.iter().any(|(kind, _)| *kind == PT_GNU_RELRO);
+    let stack = segments.iter().find(|(kind, _)| *kind == PT_GNU_STACK);
+    let both = |flags: u32| flags & PF_W != 0 && flags & PF_X != 0;
+    [
+        ("no full RELRO", !(now && relro)),
+        ("an executable stack", stack.is_none_or(|(_, flags)| flags & PF_X != 0)),
+        ("memory to write and to run", segments.iter().any(|(kind, flags)| *kind == PT_LOAD && both(*flags))),
+        ("relocations in code", has(DT_TEXTREL) || flags(DT_FLAGS) & u64::from(DF_TEXTREL) != 0),
+        ("a search path of its own", has(DT_RPATH) || has(DT_RUNPATH)),
+    ]
+    .into_iter()
+    .filter_map(|(what, bad)| bad.then_some(what))
+    .collect()
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+fn the_library_has_full_relro_no_executable_stack_and_no_search_path() {
+    let (segments, entries) = tables(&library());
+    assert_eq!(soft_spots(&segments, &entries), Vec::<&str>::new());
+    use object::elf::*;
+    let soft =
+        soft_spots(&[(PT_LOAD, PF_R | PF_W | PF_X)], &[(DT_TEXTREL.into(), 0), (DT_RUNPATH.into(), 1)]);
+    assert_eq!(soft.len(), 5, "{soft:?}");
 }
