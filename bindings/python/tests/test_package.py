@@ -1,5 +1,6 @@
 """Loading the library, pictures, and the wheel."""
 
+import json
 import os
 import re
 import subprocess
@@ -112,6 +113,23 @@ def check_needs(library):
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
     asked = re.findall(r"GLIBC_(\d+)\.(\d+)", run("readelf", "--version-info", "--wide", library))
     assert asked and max((int(major), int(minor)) for major, minor in asked) <= (2, 28)
+    segments = run("readelf", "--segments", "--wide", library)
+    assert "BIND_NOW" in dynamic and "GNU_RELRO" in segments, "no full RELRO"
+    assert re.search(r"GNU_STACK .* RW +0", segments) and "RWE" not in segments
+
+
+def check_bill_of_materials(text):
+    """Crates that the library is made of are in it, with licence and checksum; those that test it are not."""
+    bill = json.loads(text)
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["purl"] == f"pkg:cargo/lmsd@{lmsd.__version__}"
+    crates = {crate["name"]: crate for crate in bill["components"]}
+    assert set(crates) >= {"serde_json", "nalgebra", "rayon"}
+    assert not set(crates) & {"proptest", "tch", "lmsd"}
+    assert all(crate["hashes"] and crate["licenses"][0]["expression"] for crate in crates.values())
+    refs = {each["ref"]: each["dependsOn"] for each in bill["dependencies"]}
+    assert len(refs) == len(bill["components"]) + 1
+    assert {need for needs in refs.values() for need in needs} < set(refs)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF is Linux's")
@@ -128,6 +146,9 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path):
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT, env=built)
     (wheel,) = tmp_path.glob("lmsd-*.whl")
     assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (bill,) = [name for name in archive.namelist() if name.endswith(".dist-info/sboms/lmsd.cdx.json")]
+        check_bill_of_materials(archive.read(bill))
     if sys.platform == "linux":
         assert "manylinux_2_28" in wheel.name
         with zipfile.ZipFile(wheel) as archive:
