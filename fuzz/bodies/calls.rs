@@ -164,7 +164,7 @@ impl Play<'_> {
             3 => Fault::Reenter,
             _ => Fault::None,
         };
-        let at = self.pick(within);
+        let at = if self.pick(2) == 0 { self.pick(3) } else { self.pick(within) };
         self.toy.fault.set(fault);
         self.toy.fault_at.set(at);
         self.toy.count.set(0);
@@ -480,6 +480,9 @@ pub fn calls(data: &[u8]) {
         samplers: Default::default(),
         distilled: Default::default(),
     };
+    // Something to begin with: most calls want a schedule.
+    let options = SOLVES[play.pick(6)].as_ptr();
+    play.schedules[0] = out(|made| unsafe { lmsd_schedule_solve(options, made) }).ok().map(own_schedule);
     for _ in 0..MOST_CALLS {
         if play.bytes.is_empty() {
             break;
