@@ -131,9 +131,10 @@ impl Play<'_> {
     fn host(&mut self) -> Box<Padded<LmsdHost>> {
         let mut host = self.toy.host();
         if self.rarely() {
-            match self.pick(3) {
+            match self.pick(4) {
                 0 => host.alloc = None,
                 1 => host.gram = None,
+                2 => host.not_finite = None,
                 _ => host.elements = None,
             }
         }

@@ -173,6 +173,7 @@ impl Toy {
             error: None,
             alloc_many: None,
             elements: Some(elements),
+            not_finite: Some(not_finite),
         }
     }
 
@@ -441,4 +442,12 @@ unsafe extern "C" fn batch(_: *mut c_void, tensor: *const c_void) -> usize {
 
 unsafe extern "C" fn elements(_: *mut c_void, tensor: *const c_void) -> usize {
     count(unsafe { described(tensor) })
+}
+
+unsafe extern "C" fn not_finite(data: *mut c_void, tensor: *const c_void, trajectory: *mut usize) -> c_int {
+    let tensor = unsafe { described(tensor) };
+    let (values, rows) = (get(tensor), unsafe { *tensor.shape } as usize);
+    let found = values.iter().position(|value| !value.is_finite());
+    unsafe { *trajectory = found.map_or(rows, |at| at / (values.len() / rows)) };
+    unsafe { toy(data) }.stop()
 }
