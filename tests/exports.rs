@@ -110,9 +110,12 @@ fn the_library_exports_the_header_and_nothing_else() {
     assert_eq!(exported, exports_of_the_header(), "the library on the left, include/lmsd.h on the right");
 }
 
+#[cfg(target_os = "linux")]
+type Pairs<A> = Vec<(A, A)>;
+
 /// Segments as (type, flags), and the dynamic section as (tag, value).
 #[cfg(target_os = "linux")]
-fn tables(bytes: &[u8]) -> (Vec<(u32, u32)>, Vec<(u64, u64)>) {
+fn tables(bytes: &[u8]) -> (Pairs<u32>, Pairs<u64>) {
     use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 
     let head = object::elf::FileHeader64::<object::Endianness>::parse(bytes).unwrap();
@@ -120,7 +123,7 @@ fn tables(bytes: &[u8]) -> (Vec<(u32, u32)>, Vec<(u64, u64)>) {
     let segments = head.program_headers(end, bytes).unwrap();
     let entries = segments.iter().find_map(|segment| segment.dynamic(end, bytes).unwrap()).unwrap();
     let segments = segments.iter().map(|segment| (segment.p_type(end), segment.p_flags(end))).collect();
-    (segments, entries.iter().map(|entry| (entry.d_tag(end).into(), entry.d_val(end))).collect())
+    (segments, entries.iter().map(|entry| (entry.d_tag(end), entry.d_val(end))).collect())
 }
 
 /// What is wrong with memory that a loader makes of these.
