@@ -155,12 +155,13 @@ def distill_inputs() -> dict:
     }
 
 
-def optional_distill_inputs() -> dict:
-    """Those that workflows of before do not have."""
+def optional_distill_inputs(more: dict | None = None) -> dict:
+    """Those that workflows of before do not have, in the order in which they came; `more` after the first."""
     cfg_to = "Above 0: one schedule for all scales from cfg to this; at a single scale it is less near."
     own = "Each step gets a cfg of its own, fitted too. For one model and cfg above 1."
     return {
         "cfg_to": number(0.0, 0.0, 100.0, cfg_to, step=0.1, round=0.01),
+        **(more or {}),
         "fit_guidance": flag(False, own),
     }
 
@@ -211,7 +212,7 @@ class DistillSchedule:
                 "first_seed": number(0, 0, 0xFFFFFFFFFFFFFFFF, seed),
                 **distill_inputs(),
             },
-            "optional": {**optional_distill_inputs(), **two_models_inputs()},
+            "optional": optional_distill_inputs(two_models_inputs()),
             "hidden": {"node_id": "UNIQUE_ID"},
         }
 

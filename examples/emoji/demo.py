@@ -68,7 +68,9 @@ class Row:
 def distill(args, hits):
     """The family of schedules, or None; an interrupt ends it with what there is."""
     fitted = problem(args.model, args.guidance, BATCH, args.seed)
-    options = {name: getattr(args, name) for name in ("trajectories", "held_out", "max_calls")}
+    options = {
+        name: getattr(args, name) for name in ("trajectories", "held_out", "max_calls", "fit_guidance")
+    }
     return distilled_for_show(fitted, hits, nfe=args.nfe, **options)
 
 
@@ -223,6 +225,9 @@ def arguments():
     parser.add_argument("--test", type=int, default=32, help="test trajectories (default %(default)s)")
     parser.add_argument(
         "--finalists", type=int, default=3, help="of a field on all of them (default %(default)s)"
+    )
+    parser.add_argument(
+        "--fit-guidance", action="store_true", help="each call gets a guidance of its own, fitted too"
     )
     parser.add_argument(
         "--quick", action="store_true", help="less of everything: 3 and 4 NFE, 8 trajectories"
