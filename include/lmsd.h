@@ -772,14 +772,19 @@ lmsd_status lmsd_schedule_start_at(const struct lmsd_schedule *schedule,
 
 /**
  * Refuses a schedule that was made for something else than `host`, a JSON object of the host's
- * own values: `"process"`, and any of `"model"`, `"model_hash"`, `"guidance_scale"`,
- * `"latent_shape"`, `"sigma_min"`, `"sigma_max"`, `"shift"`. Only what both sides state is
- * compared; `LMSD_STATUS_MISMATCH` names the first value that differs.
+ * own values, all optional: `"process"` ("ve" or "flow"), `"model"`, `"model_hash"` (texts), `"guidance_scale"`,
+ * `"boundary"` (noise level below which a second model is called), `"guidance_scale_2"` (of that one), `"sigma_min"`,
+ * `"sigma_max"`, `"shift"` (numbers, which may differ by 0.1 %) and `"latent_shape"` (whole numbers, without the batch).
+ * Only what both sides state is compared; `LMSD_STATUS_MISMATCH` names the first value that differs. A schedule's own
+ * `"guidance_range"` (two numbers) holds for the scales between. `"fingerprint"`, `"prediction"`, `"family"` (texts) and
+ * `"snapped"` (true or false) may be there, too, and are not compared. The same fields are `"made_for"` of a
+ * schedule's file, but for `"process"`.
  *
  * # Safety
  * `schedule` is valid, `host` a NUL-terminated string.
  */
-lmsd_status lmsd_schedule_check(const struct lmsd_schedule *schedule, const char *host);
+lmsd_status lmsd_schedule_check(const struct lmsd_schedule *schedule,
+                                const char *host);
 
 /**
  * Frees a schedule. NULL is fine.
@@ -1085,13 +1090,21 @@ lmsd_status lmsd_distilled_schedule(const struct lmsd_distilled *distilled,
                                     struct lmsd_schedule **out);
 
 /**
- * How the distillation went, as JSON: calls, seconds, why it ended, and for each NFE its distances
- * and its course. To be freed with `lmsd_string_free`.
+ * How the distillation went, as a JSON object, to be freed with `lmsd_string_free`: `"library_version"`, `"config"` (the
+ * options with all defaults), `"ranks"`, `"batch"` (trajectories in a batch), `"image_calls"` (all calls times those),
+ * `"teacher_nfe"` (on the held-out trajectories), `"teacher_calls"` and `"model_calls"` (batch calls of all ranks, the
+ * teacher's and all others), `"ranking_calls"` (those of the latter that ranked published solvers), `"seconds"`,
+ * `"callback_seconds"` (of them in the host's functions), `"stopped"` (null, or why it ended early: "cancelled", "calls",
+ * "seconds"), `"checkpoint_error"` (null, or why the checkpoint lacks its end), and `"family"`, for each NFE, smallest
+ * first, an object of `"nfe"`, `"distance"` (held-out; null where every candidate diverges), `"improved"` (whether it
+ * beats every published solver) and `"trace"`, its course: objects of `"calls"` (batch calls so far), `"fresh"` (distance on
+ * trajectories before it was fitted to them, or null) and `"held_out"` (distance).
  *
  * # Safety
  * `distilled` is valid, `out` writable.
  */
-lmsd_status lmsd_distilled_report(const struct lmsd_distilled *distilled, char **out);
+lmsd_status lmsd_distilled_report(const struct lmsd_distilled *distilled,
+                                  char **out);
 
 /**
  * Frees the result of a distillation. NULL is fine.

@@ -93,7 +93,7 @@ pub fn without_reserve<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// The register that says how floating point rounds and whether denormal numbers are 0.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod float {
     use std::arch::asm;
 
@@ -114,7 +114,7 @@ mod float {
     }
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 mod float {
     use std::arch::asm;
 
@@ -134,7 +134,7 @@ mod float {
     }
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod float {
     pub const DEFAULT: u64 = 0;
 
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     fn floating_point_is_the_librarys_inside_and_the_hosts_in_callbacks() {
         // Toward minus infinity, denormals are 0.
         const HOSTS: u64 = 0x1f80 | 0x2000 | 0x8000 | 0x40;

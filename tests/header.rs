@@ -38,6 +38,45 @@ fn generated() -> String {
     )
 }
 
+/// Public fields of a struct in a source file, but for those that are not written.
+fn fields(source: &str, name: &str) -> Vec<String> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(source)).unwrap();
+    let file = syn::parse_file(&text).unwrap();
+    let structs = file.items.iter().filter_map(|item| match item {
+        syn::Item::Struct(found) if found.ident == name => Some(found),
+        _ => None,
+    });
+    let skipped = |field: &&syn::Field| field.attrs.iter().any(|a| quote_of(a) == "skip");
+    let fields = structs.flat_map(|found| &found.fields).filter(|field| !skipped(field));
+    fields.map(|field| field.ident.as_ref().unwrap().to_string()).collect()
+}
+
+/// What is in `#[serde(...)]`, where that is one word.
+fn quote_of(attribute: &syn::Attribute) -> String {
+    if !attribute.path().is_ident("serde") {
+        return String::new();
+    }
+    attribute.parse_args::<syn::Ident>().map_or(String::new(), |word| word.to_string())
+}
+
+#[test]
+fn every_field_of_the_report_and_of_made_for_is_named() {
+    let header = generated();
+    let report = "src/distill/report.rs";
+    for (source, name, least) in [
+        (report, "Distilled", 12),
+        (report, "Fitted", 4),
+        (report, "Trace", 3),
+        ("src/schedule.rs", "MadeFor", 14),
+    ] {
+        let fields = fields(source, name);
+        assert!(fields.len() >= least, "{name}: {fields:?}");
+        for field in fields {
+            assert!(header.contains(&format!("`\"{field}\"`")), "the header does not name {field} of {name}");
+        }
+    }
+}
+
 /// Lines " * [options of NAME]" replaced by the manual of these options, 110 columns wide.
 fn with_options(header: &str) -> String {
     let all = lmsd::options::all();

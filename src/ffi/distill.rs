@@ -86,8 +86,15 @@ pub unsafe extern "C" fn lmsd_distilled_schedule(
     })
 }
 
-/// How the distillation went, as JSON: calls, seconds, why it ended, and for each NFE its distances
-/// and its course. To be freed with `lmsd_string_free`.
+/// How the distillation went, as a JSON object, to be freed with `lmsd_string_free`: `"library_version"`, `"config"` (the
+/// options with all defaults), `"ranks"`, `"batch"` (trajectories in a batch), `"image_calls"` (all calls times those),
+/// `"teacher_nfe"` (on the held-out trajectories), `"teacher_calls"` and `"model_calls"` (batch calls of all ranks, the
+/// teacher's and all others), `"ranking_calls"` (those of the latter that ranked published solvers), `"seconds"`,
+/// `"callback_seconds"` (of them in the host's functions), `"stopped"` (null, or why it ended early: "cancelled", "calls",
+/// "seconds"), `"checkpoint_error"` (null, or why the checkpoint lacks its end), and `"family"`, for each NFE, smallest
+/// first, an object of `"nfe"`, `"distance"` (held-out; null where every candidate diverges), `"improved"` (whether it
+/// beats every published solver) and `"trace"`, its course: objects of `"calls"` (batch calls so far), `"fresh"` (distance on
+/// trajectories before it was fitted to them, or null) and `"held_out"` (distance).
 ///
 /// # Safety
 /// `distilled` is valid, `out` writable.

@@ -228,9 +228,13 @@ pub unsafe extern "C" fn lmsd_schedule_start_at(
 }
 
 /// Refuses a schedule that was made for something else than `host`, a JSON object of the host's
-/// own values: `"process"`, and any of `"model"`, `"model_hash"`, `"guidance_scale"`,
-/// `"latent_shape"`, `"sigma_min"`, `"sigma_max"`, `"shift"`. Only what both sides state is
-/// compared; `LMSD_STATUS_MISMATCH` names the first value that differs.
+/// own values, all optional: `"process"` ("ve" or "flow"), `"model"`, `"model_hash"` (texts), `"guidance_scale"`,
+/// `"boundary"` (noise level below which a second model is called), `"guidance_scale_2"` (of that one), `"sigma_min"`,
+/// `"sigma_max"`, `"shift"` (numbers, which may differ by 0.1 %) and `"latent_shape"` (whole numbers, without the batch).
+/// Only what both sides state is compared; `LMSD_STATUS_MISMATCH` names the first value that differs. A schedule's own
+/// `"guidance_range"` (two numbers) holds for the scales between. `"fingerprint"`, `"prediction"`, `"family"` (texts) and
+/// `"snapped"` (true or false) may be there, too, and are not compared. The same fields are `"made_for"` of a
+/// schedule's file, but for `"process"`.
 ///
 /// # Safety
 /// `schedule` is valid, `host` a NUL-terminated string.
