@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -31,14 +32,14 @@ static atomic_bool armed;
 static atomic_long seen, live, largest;
 static long fail_at = -1;
 static bool fail_all;
-static long *refused; /* size of the allocation that failed last; shared with the children */
+static atomic_long *refused; /* size of the smallest allocation that failed; shared with the children */
 
 /* Whether this allocation may be had. */
 static bool granted(size_t size) {
     if (!atomic_load(&armed)) return true;
     long number = atomic_fetch_add(&seen, 1);
     if (number == fail_at || (fail_all && fail_at >= 0 && number > fail_at)) {
-        *refused = (long)size;
+        if ((long)size < atomic_load(refused)) atomic_store(refused, (long)size);
         errno = ENOMEM;
         return false;
     }
@@ -76,10 +77,10 @@ void free(void *block) {
 
 #define BATCH 4
 #define LENGTH 6
-static const int64_t SHAPE[] = {BATCH, LENGTH}, LARGE[] = {2, 1 << 20};
+static const int64_t SHAPE[] = {BATCH, LENGTH}, LARGE[] = {2, 1 << 19};
 
 static char path[600], saved[700], *text, text_large[1 << 20];
-static lmsd_schedule *schedule, *schedule_large;
+static lmsd_schedule *schedule, *schedule_short, *schedule_large;
 static lmsd_sampler *sampler;
 static lmsd_distilled *distilled;
 static double x[BATCH * LENGTH], y[BATCH * LENGTH], z[BATCH * LENGTH];
@@ -118,7 +119,7 @@ static int model(void *user, const lmsd_call *call, const void *in, void *out) {
 
 static int model_large(void *user, const lmsd_call *call, const void *in, void *out) {
     (void)user, (void)call, (void)in;
-    memset(((lmsd_tensor *)out)->data, 0, sizeof(float) * 2 << 20);
+    memset(((lmsd_tensor *)out)->data, 0, sizeof(float) << 20);
     return 0;
 }
 
@@ -223,7 +224,7 @@ static lmsd_status do_sample(void) {
     return status;
 }
 static lmsd_status do_sample_large(void) {
-    return lmsd_sample(schedule, NULL, &tl[0], model_large, NULL, NULL, &tl[1]);
+    return lmsd_sample(schedule_short, NULL, &tl[0], model_large, NULL, NULL, &tl[1]);
 }
 static lmsd_status do_sample_host(void) {
     return lmsd_sample(schedule, host(), x, host_model, NULL, NULL, z);
@@ -291,7 +292,7 @@ static lmsd_status do_distilled_schedule(void) {
     MAKES(lmsd_schedule, lmsd_schedule_free, lmsd_distilled_schedule(distilled, 0, &out));
 }
 
-/* `stride`: of a call with very many allocations only every so many is tried. */
+/* `stride`: of a call with very many allocations the first are tried, and then every so many. */
 static const struct {
     const char *name;
     lmsd_status (*call)(void);
@@ -365,6 +366,7 @@ static bool makes_threads(size_t which) { return strstr(CALLS[which].name, "larg
 
 static int in_a_child(size_t which, long at, bool all, bool warm) {
     fflush(NULL);
+    atomic_store(refused, LONG_MAX);
     pid_t child = fork();
     if (child == 0) {
         alarm(60);
@@ -374,7 +376,7 @@ static int in_a_child(size_t which, long at, bool all, bool warm) {
     int how = 0;
     while (waitpid(child, &how, 0) < 0 && errno == EINTR) continue;
     if (WIFEXITED(how) && WEXITSTATUS(how) < KINDS) return WEXITSTATUS(how);
-    return makes_threads(which) && !warm && *refused <= FOR_A_THREAD ? NO_THREAD : DIED;
+    return makes_threads(which) && !warm && atomic_load(refused) <= FOR_A_THREAD ? NO_THREAD : DIED;
 }
 
 static bool walk(size_t which, bool warm) {
@@ -394,8 +396,9 @@ static bool walk(size_t which, bool warm) {
     waitpid(child, NULL, 0);
     close(length[0]), close(length[1]);
     bool good = whole;
+    long stride = CALLS[which].stride, first = stride > 1000 ? 4 : 15;
     for (int all = 0; all < 2; all++) {
-        for (long at = 0; at < found[0]; at += at < 15 ? 1 : CALLS[which].stride) {
+        for (long at = 0; at < found[0]; at += at < first ? 1 : stride) {
             int how = in_a_child(which, at, all, warm);
             counts[all][how]++;
             if (how > NO_THREAD && good) {
@@ -457,13 +460,14 @@ static bool prepare(void) {
     for (int i = 0; i < BATCH * LENGTH; i++) x[i] = 80 * normal(&state);
     tx = tensor(x, 64, SHAPE), ty = tensor(y, 64, SHAPE), tz = tensor(z, 64, SHAPE);
     for (int i = 0; i < 3; i++) {
-        large[i] = calloc(2 << 20, sizeof(float));
+        large[i] = calloc(1 << 20, sizeof(float));
         tl[i] = tensor(large[i], 32, LARGE);
     }
     const char *folder = getenv("TMPDIR");
     snprintf(path, sizeof path, "%s/lmsd-memory-%ld.json", folder != NULL ? folder : "/tmp", (long)getpid());
     snprintf(saved, sizeof saved, "%s.saved", path);
-    return prepare_large() && lmsd_schedule_solve(GRID, &schedule) == 0 && lmsd_schedule_save(schedule, path) == 0 &&
+    return prepare_large() && lmsd_schedule_solve("{\"nfe\": 2}", &schedule_short) == 0 &&
+           lmsd_schedule_solve(GRID, &schedule) == 0 && lmsd_schedule_save(schedule, path) == 0 &&
            lmsd_schedule_to_json(schedule, &text) == 0 && lmsd_sampler_new(schedule, NULL, &tx, &sampler) == 0 &&
            lmsd_distill(SMALL, NULL, problem(), &distilled) == 0;
 }
