@@ -71,6 +71,9 @@ fn only_the_library_for_the_libtorch_that_is_loaded_is_taken() {
     for same in [&good, &link] {
         assert_eq!(std::ptr::from_ref(host(Some(same)).unwrap()), table);
     }
+    // A bare name is that of the file here, not of one that the loader finds.
+    std::env::set_current_dir(good.parent().unwrap()).unwrap();
+    assert_eq!(std::ptr::from_ref(host(Some(Path::new(FILE))).unwrap()), table);
     let second = library(&at("second"), FILE, &tensors(OWN, "functions"));
     refusal(Some(&second), Status::Mismatch, "has loaded");
     drop(torch);
