@@ -26,11 +26,11 @@
  *   soon as it can; what it made is freed. The process ends only where Rust and the C library themselves
  *   get nothing: for pieces of up to 64 bytes while the library makes its threads, once, if 1 MiB was to
  *   be had just before; for 2.3 KB a thread, which the loader takes in a thread's first call where the
- *   library was loaded by dlopen; and for options or a schedule of more than 64 KiB whose memory was there
- *   when the call looked for it and gone when it took it.
+ *   library was loaded by dlopen; and where a text of more than 64 KiB, or a fit of more than 16 model calls,
+ *   finds memory gone that was there when the call looked for it.
  * - Threads: different handles may be used on different threads at once; one handle that is not const, on
- *   one thread at a time; one that is const, on any number. No call waits for another, and a text or a
- *   handle may be freed on another thread than it was made on.
+ *   one thread at a time; one that is const, on any number. A text or a handle may be freed on another
+ *   thread than it was made on. Calls share the library's threads, and nothing else that they would wait for.
  * - Callbacks may call the library: every function, any handle but those that the running call was given,
  *   which they may not free or change. A sampler has its own copy of its schedule, which may be freed while
  *   the sampler lives.
