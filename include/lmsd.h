@@ -41,7 +41,8 @@
  *   of its own; what those other threads were at is lost.
  * - Unloading: after dlclose the library stays in memory, where its threads have their code, and dlopen
  *   gives the same one again (Linux). Elsewhere do not unload it.
- * - Stack: 64 KiB are enough for every call, and what its callbacks need on top.
+ * - Stack: 64 KiB are enough for every call but `lmsd_distill` and `lmsd_compare`, which take 128 KiB; and what
+ *   callbacks need on top.
  * - Floating point: a call computes in round-to-nearest with denormal numbers, whatever the thread has set
  *   (rounding mode, FTZ, DAZ), and puts that back. Callbacks have what the thread had (x86-64 and AArch64).
  *   The locale has no effect. `errno` may change.

@@ -43,6 +43,7 @@ static struct {
     lmsd_status (*from_json)(const char *, size_t, lmsd_schedule **);
     lmsd_status (*to_json)(const lmsd_schedule *, char **);
     lmsd_status (*node)(const lmsd_schedule *, size_t, lmsd_node *);
+    lmsd_status (*check)(const lmsd_schedule *, const char *);
     size_t (*nfe)(const lmsd_schedule *);
     void (*schedule_free)(lmsd_schedule *);
     void (*string_free)(char *);
@@ -80,6 +81,7 @@ static void load(const char *path) {
     GET(from_json, "lmsd_schedule_from_json");
     GET(to_json, "lmsd_schedule_to_json");
     GET(node, "lmsd_schedule_node");
+    GET(check, "lmsd_schedule_check");
     GET(nfe, "lmsd_schedule_nfe");
     GET(schedule_free, "lmsd_schedule_free");
     GET(string_free, "lmsd_string_free");
@@ -295,9 +297,27 @@ struct small {
     bool fit, good;
     uint64_t sum;
 };
+/* The deepest JSON that is read. */
+static bool refuses_depth(void) {
+    static char options[400], host[400];
+    char brackets[300];
+    memset(brackets, '[', 120), memset(brackets + 120, ']', 120), brackets[240] = 0;
+    snprintf(options, sizeof options, "{\"starts\": %s}", brackets);
+    snprintf(host, sizeof host, "{\"model\": %s}", brackets);
+    double x[SIZE];
+    lmsd_tensor tx = tensor(x, 64, SHAPE);
+    lmsd_problem p = {.struct_size = sizeof p, .like = &tx, .begin = begin, .model = model};
+    lmsd_distilled *none = NULL;
+    lmsd_schedule *s = NULL;
+    bool good = lib.distill(options, NULL, &p, &none) == LMSD_STATUS_INVALID_ARGUMENT &&
+                lib.solve("{}", &s) == LMSD_STATUS_OK && lib.check(s, host) == LMSD_STATUS_INVALID_ARGUMENT;
+    lib.schedule_free(s);
+    return good;
+}
+
 static void *on_a_small_stack(void *work) {
     struct small *own = work;
-    own->good = computed(own->fit, &own->sum);
+    own->good = computed(own->fit, &own->sum) && refuses_depth();
     return NULL;
 }
 static size_t stack_of_a_fit, stack_of_a_sample;
@@ -317,7 +337,7 @@ static bool on_small_stacks(void) {
 
 /* The stacks that the header says are enough. */
 static void test_stacks(void) {
-    stack_of_a_fit = 64 << 10, stack_of_a_sample = 64 << 10;
+    stack_of_a_fit = 128 << 10, stack_of_a_sample = 64 << 10;
     CHECK(in_a_child(on_small_stacks));
 }
 
