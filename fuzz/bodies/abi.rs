@@ -3,6 +3,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
+use lmsd::Status;
 use lmsd::call::{Call, Progress};
 use lmsd::host::LmsdHost;
 
@@ -72,51 +73,51 @@ exports! {
     fn lmsd_version() -> *const c_char;
     fn lmsd_last_error() -> *const c_char;
     fn lmsd_string_free(text: *mut c_char);
-    fn lmsd_schedule_solve(options: *const c_char, out: *mut *mut Schedule) -> i32;
-    fn lmsd_schedule_from_json(json: *const u8, length: usize, out: *mut *mut Schedule) -> i32;
-    fn lmsd_schedule_load(path: *const c_char, out: *mut *mut Schedule) -> i32;
-    fn lmsd_schedule_save(schedule: *const Schedule, path: *const c_char) -> i32;
-    fn lmsd_schedule_to_json(schedule: *const Schedule, out: *mut *mut c_char) -> i32;
+    fn lmsd_schedule_solve(options: *const c_char, out: *mut *mut Schedule) -> Status;
+    fn lmsd_schedule_from_json(json: *const u8, length: usize, out: *mut *mut Schedule) -> Status;
+    fn lmsd_schedule_load(path: *const c_char, out: *mut *mut Schedule) -> Status;
+    fn lmsd_schedule_save(schedule: *const Schedule, path: *const c_char) -> Status;
+    fn lmsd_schedule_to_json(schedule: *const Schedule, out: *mut *mut c_char) -> Status;
     fn lmsd_schedule_nfe(schedule: *const Schedule) -> usize;
     fn lmsd_schedule_sigma_start(schedule: *const Schedule) -> f64;
     fn lmsd_schedule_sigma_end(schedule: *const Schedule) -> f64;
-    fn lmsd_schedule_node(schedule: *const Schedule, index: usize, out: *mut Node) -> i32;
-    fn lmsd_schedule_start_at(schedule: *const Schedule, sigma: f64, out: *mut *mut Schedule) -> i32;
-    fn lmsd_schedule_check(schedule: *const Schedule, host: *const c_char) -> i32;
+    fn lmsd_schedule_node(schedule: *const Schedule, index: usize, out: *mut Node) -> Status;
+    fn lmsd_schedule_start_at(schedule: *const Schedule, sigma: f64, out: *mut *mut Schedule) -> Status;
+    fn lmsd_schedule_check(schedule: *const Schedule, host: *const c_char) -> Status;
     fn lmsd_schedule_free(schedule: *mut Schedule);
-    fn lmsd_solvers(out: *mut *mut c_char) -> i32;
-    fn lmsd_options(out: *mut *mut c_char) -> i32;
-    fn lmsd_rivals(options: *const c_char, out: *mut *mut c_char) -> i32;
-    fn lmsd_torch_host(library: *const c_char, out: *mut *const LmsdHost) -> i32;
+    fn lmsd_solvers(out: *mut *mut c_char) -> Status;
+    fn lmsd_options(out: *mut *mut c_char) -> Status;
+    fn lmsd_rivals(options: *const c_char, out: *mut *mut c_char) -> Status;
+    fn lmsd_torch_host(library: *const c_char, out: *mut *const LmsdHost) -> Status;
     fn lmsd_lincomb(
         host: *const LmsdHost, count: usize, factors: *const f64, terms: *const *const c_void, out: *mut c_void,
-    ) -> i32;
+    ) -> Status;
     fn lmsd_gram(
         host: *const LmsdHost, count: usize, columns: *const *const c_void, length: usize, out: *mut f64,
-    ) -> i32;
+    ) -> Status;
     fn lmsd_sample(
         schedule: *const Schedule, host: *const LmsdHost, x_t: *const c_void, model: Option<Model>,
         observer: Option<Observer>, user_data: *mut c_void, out: *mut c_void,
-    ) -> i32;
+    ) -> Status;
     fn lmsd_sampler_new(
         schedule: *const Schedule, host: *const LmsdHost, x_t: *const c_void, out: *mut *mut Sampler,
-    ) -> i32;
-    fn lmsd_sampler_copy(sampler: *const Sampler, out: *mut *mut Sampler) -> i32;
+    ) -> Status;
+    fn lmsd_sampler_copy(sampler: *const Sampler, out: *mut *mut Sampler) -> Status;
     fn lmsd_sampler_index(sampler: *const Sampler) -> usize;
-    fn lmsd_sampler_next(sampler: *const Sampler, sigma: *mut f64, x: *mut c_void) -> i32;
-    fn lmsd_sampler_step(sampler: *mut Sampler, denoised: *const c_void) -> i32;
-    fn lmsd_sampler_set_state(sampler: *mut Sampler, x: *const c_void) -> i32;
-    fn lmsd_sampler_result(sampler: *const Sampler, out: *mut c_void) -> i32;
+    fn lmsd_sampler_next(sampler: *const Sampler, sigma: *mut f64, x: *mut c_void) -> Status;
+    fn lmsd_sampler_step(sampler: *mut Sampler, denoised: *const c_void) -> Status;
+    fn lmsd_sampler_set_state(sampler: *mut Sampler, x: *const c_void) -> Status;
+    fn lmsd_sampler_result(sampler: *const Sampler, out: *mut c_void) -> Status;
     fn lmsd_sampler_free(sampler: *mut Sampler);
     fn lmsd_distill(
         options: *const c_char, host: *const LmsdHost, problem: *const Problem, out: *mut *mut Distilled,
-    ) -> i32;
+    ) -> Status;
     fn lmsd_distilled_count(distilled: *const Distilled) -> usize;
-    fn lmsd_distilled_schedule(distilled: *const Distilled, index: usize, out: *mut *mut Schedule) -> i32;
-    fn lmsd_distilled_report(distilled: *const Distilled, out: *mut *mut c_char) -> i32;
+    fn lmsd_distilled_schedule(distilled: *const Distilled, index: usize, out: *mut *mut Schedule) -> Status;
+    fn lmsd_distilled_report(distilled: *const Distilled, out: *mut *mut c_char) -> Status;
     fn lmsd_distilled_free(distilled: *mut Distilled);
     fn lmsd_compare(
         options: *const c_char, host: *const LmsdHost, problem: *const Problem, count: usize,
         schedules: *const *const Schedule, distances: *mut f64,
-    ) -> i32;
+    ) -> Status;
 }

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 
+use lmsd::Status;
 use lmsd::call::{Call, Progress};
 use lmsd::host::LmsdHost;
 use lmsd::tensor::{LmsdDevice, LmsdDtype, LmsdTensor};
@@ -12,7 +13,8 @@ use super::abi::{self, *};
 
 /// Checks a status, and that a failure has a sentence.
 #[track_caller]
-pub fn seen(status: i32) -> i32 {
+pub fn seen(status: Status) -> i32 {
+    let status = status as i32;
     assert!((OK..INTERNAL).contains(&status), "status {status}: {}", last_error());
     assert!(status == OK || !last_error().is_empty(), "status {status} without a sentence");
     status
@@ -58,7 +60,7 @@ pub fn own_distilled(made: *mut Distilled) -> Owned<Distilled> {
 
 /// What an export writes to its `out`: checks that it is written on success and untouched on failure.
 #[track_caller]
-pub fn out<T>(call: impl FnOnce(*mut *mut T) -> i32) -> Result<*mut T, i32> {
+pub fn out<T>(call: impl FnOnce(*mut *mut T) -> Status) -> Result<*mut T, i32> {
     let untouched = ptr::dangling_mut::<[u64; 2]>().cast::<T>();
     let mut made = untouched;
     match seen(call(&mut made)) {
