@@ -22,6 +22,7 @@ pub struct Node {
     pub scale: f64,
     pub weights: *const f64,
     pub weight_count: usize,
+    pub guidance: f64,
 }
 
 #[repr(C)]
@@ -84,6 +85,7 @@ exports! {
     fn lmsd_schedule_node(schedule: *const Schedule, index: usize, out: *mut Node) -> Status;
     fn lmsd_schedule_start_at(schedule: *const Schedule, sigma: f64, out: *mut *mut Schedule) -> Status;
     fn lmsd_schedule_check(schedule: *const Schedule, host: *const c_char) -> Status;
+    fn lmsd_schedule_is_guided(schedule: *const Schedule) -> c_int;
     fn lmsd_schedule_free(schedule: *mut Schedule);
     fn lmsd_solvers(out: *mut *mut c_char) -> Status;
     fn lmsd_options(out: *mut *mut c_char) -> Status;

@@ -211,6 +211,7 @@ impl Play<'_> {
         let nfe = unsafe { lmsd_schedule_nfe(schedule) };
         let sigmas = unsafe { (lmsd_schedule_sigma_start(schedule), lmsd_schedule_sigma_end(schedule)) };
         assert_eq!(nfe == 0, schedule.is_null());
+        assert!(unsafe { lmsd_schedule_is_guided(schedule) } == 0 || !schedule.is_null());
         assert_eq!(schedule.is_null(), sigmas.0.is_nan() && sigmas.1.is_nan());
         let index = if self.rarely() { usize::MAX } else { self.pick(6) };
         let node = Node {
@@ -219,6 +220,7 @@ impl Play<'_> {
             scale: 0.0,
             weights: ptr::null(),
             weight_count: 0,
+            guidance: f64::NAN,
         };
         let mut node = self.sized(node);
         let to = if self.rarely() { ptr::null_mut() } else { &mut node.value };

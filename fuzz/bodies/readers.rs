@@ -19,7 +19,7 @@ pub fn schedule(data: &[u8]) {
         unsafe { (lmsd_schedule_sigma_start(schedule.0), lmsd_schedule_sigma_end(schedule.0)) };
     let nfe = unsafe { lmsd_schedule_nfe(schedule.0) };
     assert!((1..=MAX_NODES).contains(&nfe) && start.is_finite() && end >= 0.0 && end < start);
-    let mut before = start;
+    let (mut before, mut guided) = (start, false);
     for index in 0..=nfe {
         let mut node = Node {
             struct_size: size_of::<Node>(),
@@ -27,17 +27,20 @@ pub fn schedule(data: &[u8]) {
             scale: 0.0,
             weights: ptr::null(),
             weight_count: 0,
+            guidance: f64::NAN,
         };
         let status = seen(unsafe { lmsd_schedule_node(schedule.0, index, &mut node) });
         assert_eq!(status == OK, index < nfe);
         if status == OK {
             assert!(node.sigma <= before && node.sigma > 0.0 && node.sigma > end && node.scale > 0.0);
-            assert!((1..=index + 1).contains(&node.weight_count));
+            assert!((0.0..=10.0).contains(&node.guidance) && (1..=index + 1).contains(&node.weight_count));
             let weights = unsafe { std::slice::from_raw_parts(node.weights, node.weight_count) };
             assert!(weights.iter().all(|weight| weight.is_finite()));
             before = node.sigma;
+            guided |= node.guidance != 1.0;
         }
     }
+    assert_eq!(unsafe { lmsd_schedule_is_guided(schedule.0) } != 0, guided);
     if !data.len().is_multiple_of(4) {
         return; // the rest takes as long as all before
     }

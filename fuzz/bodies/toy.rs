@@ -90,9 +90,10 @@ fn numbers(schedule: &Owned<Schedule>) -> Vec<u64> {
     let mut all: Vec<f64> = ends.into();
     for index in 0..unsafe { lmsd_schedule_nfe(schedule.0) } {
         let (struct_size, weights) = (size_of::<Node>(), ptr::null());
-        let mut node = Node { struct_size, sigma: 0.0, scale: 0.0, weights, weight_count: 0 };
+        let mut node =
+            Node { struct_size, sigma: 0.0, scale: 0.0, weights, weight_count: 0, guidance: f64::NAN };
         assert_eq!(seen(unsafe { lmsd_schedule_node(schedule.0, index, &mut node) }), OK);
-        all.extend([node.sigma, node.scale]);
+        all.extend([node.sigma, node.scale, node.guidance]);
         all.extend(unsafe { std::slice::from_raw_parts(node.weights, node.weight_count) });
     }
     all.into_iter().map(f64::to_bits).collect()
