@@ -20,6 +20,8 @@ help:
 	@echo "make check           format, lints, Rust tests and fast Python tests; without torch and libtorch"
 	@echo "make test            lint, Rust, C, C++ and Python tests; says first what it downloads and skips"
 	@echo "make fuzz            looks for faults with random files, options, tensors and calls; SECONDS=60 for each target"
+	@echo "make deny            licences, sources and known advisories of dependencies; make msrv, make miri: the oldest"
+	@echo "                     Rust, and undefined behaviour"
 	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
 	@echo "make generate        the header and the functions of Python, again, after a change of an option or an export"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
