@@ -1053,7 +1053,9 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  *   likewise at the speed of the first calls.
  * - "checkpoint" (path; default: none: a run that is killed is lost): File for the run's measurements. Where
  *   it exists already the run resumes from it, on as many ranks as one likes. Only rank 0 reads and writes
- *   it.
+ *   it. It is locked while the run goes on: a second run is refused and told the process of the first; when
+ *   that ends, or is killed, so does the lock. Damage to its end, as a kill or a power cut leaves it, is cut
+ *   off and measured again; elsewhere the file is refused with the number of the line.
  * - "made_for" (object; default: nothing): What the schedules are for, copied into them: any of `model`,
  *   `model_hash`, `fingerprint`, `prediction`, `family`, `guidance_scale`, `guidance_range` (lowest and
  *   highest), `boundary` and `guidance_scale_2` (of a second network below that noise level),

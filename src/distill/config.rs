@@ -104,7 +104,10 @@ options! {
         /// Seconds that the run may take, kept within likewise at the speed of the first calls.
         max_seconds: Option<f64> = None, number("above 0").of("seconds"), else "no limit";
         /// File for the run's measurements. Where it exists already the run resumes from it, on as many ranks as
-        /// one likes. Only rank 0 reads and writes it.
+        /// one likes. Only rank 0 reads and writes it. It is locked while the run goes on: a second run is refused
+        /// and told the process of the first; when that ends, or is killed, so does the lock. Damage to its end, as a
+        /// kill or a power cut leaves it, is cut off and measured again; elsewhere the file is refused with the
+        /// number of the line.
         checkpoint: Option<PathBuf> = None, other("path", ""), else "none: a run that is killed is lost";
         /// What the schedules are for, copied into them: any of `model`, `model_hash`, `fingerprint`, `prediction`,
         /// `family`, `guidance_scale`, `guidance_range` (lowest and highest), `boundary` and `guidance_scale_2` (of a

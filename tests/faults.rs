@@ -1,0 +1,218 @@
+//! What happens to files when things go wrong: kills, damage, two runs on one checkpoint, a full disk, a clock that
+//! goes back. docs/faults.md has the results. `LMSD_FAULTS=200` has each of these tried as often instead of a few times.
+#![cfg(unix)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
+
+use lmsd::distill::{Config, Distilled, Problem, distill};
+use lmsd::tensor::{Cpu, CpuTensor, Dtype};
+use lmsd::{Call, Result, Status};
+
+const DIMENSIONS: usize = 4;
+const BATCH: usize = 4;
+
+/// splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+
+    fn normal(&mut self) -> f64 {
+        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+/// The exact model of data that are +1 or -1 in every dimension, with variance 0.04 around these.
+struct Model {
+    pause: Duration,
+}
+
+impl Problem<CpuTensor> for Model {
+    fn begin(&mut self, batch: u64, x_t: &mut CpuTensor) -> Result<()> {
+        let mut random = Random(batch.wrapping_mul(0x1234_5678_9abc_def1) ^ 99);
+        let x: Vec<f64> = (0..BATCH * DIMENSIONS).map(|_| 80.0 * random.normal()).collect();
+        *x_t = CpuTensor::from_f64(Dtype::F64, x_t.shape(), &x)?;
+        Ok(())
+    }
+
+    fn denoise(&mut self, x: &CpuTensor, call: &Call, denoised: &mut CpuTensor) -> Result<()> {
+        thread::sleep(self.pause);
+        let variance = 0.04 + call.sigma * call.sigma;
+        let one = |x: f64| {
+            let mean = (x / variance).tanh();
+            mean + 0.04 / variance * (x - mean)
+        };
+        let all: Vec<f64> = x.to_f64().into_iter().map(one).collect();
+        *denoised = CpuTensor::from_f64(Dtype::F64, x.shape(), &all)?;
+        Ok(())
+    }
+}
+
+fn run(checkpoint: Option<&Path>, pause: Duration) -> Result<Distilled> {
+    let checkpoint = checkpoint.map(PathBuf::from);
+    let config = Config { nfe: 3, trajectories: 16, held_out: 8, checkpoint, ..Config::default() };
+    let like = CpuTensor::zeros(Dtype::F64, &[BATCH as i64, DIMENSIONS as i64])?;
+    distill(&Cpu, &config, &like, &mut Model { pause })
+}
+
+/// All that must not depend on what a run went through.
+fn found(distilled: &Distilled) -> String {
+    let calls = [distilled.teacher_calls, distilled.model_calls, distilled.ranking_calls];
+    let nodes: Vec<_> = distilled.schedules().map(|schedule| schedule.nodes()).collect();
+    format!("{calls:?} {nodes:?}")
+}
+
+fn times(quick: usize) -> usize {
+    env::var("LMSD_FAULTS").map_or(quick, |times| times.parse().expect("LMSD_FAULTS is a number"))
+}
+
+/// This program as another process, which does what [`child`] says. `before`: shell commands that come first.
+fn start(checkpoint: &Path, pause: Duration, before: &str) -> Child {
+    Command::new("sh")
+        .args(["-c", &format!("{before} exec \"$0\" --exact child --ignored --nocapture")])
+        .arg(env::current_exe().unwrap())
+        .env("LMSD_FAULTS_CHECKPOINT", checkpoint)
+        .env("LMSD_FAULTS_PAUSE", pause.as_micros().to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// What it had to say.
+fn end(child: Child) -> String {
+    let text = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let line = text.lines().find_map(|line| line.split_once("result: "));
+    line.unwrap_or_else(|| panic!("no result in {text}")).1.into()
+}
+
+#[test]
+#[ignore = "a part of the other tests, in a process of its own"]
+fn child() {
+    let path = env::var("LMSD_FAULTS_CHECKPOINT").unwrap();
+    let pause = Duration::from_micros(env::var("LMSD_FAULTS_PAUSE").unwrap().parse().unwrap());
+    println!("\nresult: {}", run(Some(path.as_ref()), pause).map_or_else(|e| e.to_string(), |d| found(&d)));
+}
+
+fn lines(path: &Path) -> usize {
+    fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
+}
+
+/// Waits until a checkpoint has so many lines, or the process ends.
+fn wait_for(path: &Path, count: usize, child: &mut Child) {
+    while lines(path) < count && child.try_wait().unwrap().is_none() {
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+#[test]
+fn a_run_killed_at_random_and_killed_again_ends_as_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("full");
+    let wanted = found(&run(Some(&full), Duration::ZERO).unwrap());
+    let (total, mut random) = (lines(&full), Random(5));
+    for round in 0..times(8) {
+        let path = folder.path().join(format!("{round}.jsonl"));
+        for _ in 0..1 + random.below(2) {
+            let mut child = start(&path, Duration::from_micros(300), "");
+            wait_for(&path, 1 + random.below(total), &mut child);
+            thread::sleep(Duration::from_micros(random.below(3000) as u64));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(found(&run(Some(&path), Duration::ZERO).unwrap()), wanted, "round {round}");
+        assert_eq!(lines(&path), total, "round {round}");
+        fs::remove_file(path).unwrap();
+    }
+}
+
+/// A digit, a bit, a line left out, a line twice.
+fn damage(bytes: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut damaged = bytes.to_vec();
+    let digits: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at].is_ascii_digit()).collect();
+    let mut lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+    let line = random.below(lines.len());
+    match random.below(4) {
+        0 => damaged[digits[random.below(digits.len())]] = b'0' + random.below(10) as u8,
+        1 => damaged[random.below(bytes.len())] ^= 1 << random.below(8),
+        2 => {
+            lines.remove(line);
+            return lines.concat();
+        }
+        _ => {
+            lines.insert(line, lines[line]);
+            return lines.concat();
+        }
+    }
+    damaged
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_the_same_schedule_or_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let wanted = found(&run(Some(&path), Duration::ZERO).unwrap());
+    let whole = fs::read(&path).unwrap();
+    let (mut refused, mut random) = (0, Random(6));
+    let count = times(60);
+    for _ in 0..count {
+        let damaged = damage(&whole, &mut random);
+        fs::write(&path, &damaged).unwrap();
+        match run(Some(&path), Duration::ZERO) {
+            Ok(distilled) => assert_eq!(found(&distilled), wanted),
+            Err(e) => {
+                assert!([Status::Io, Status::Mismatch].contains(&e.status), "{e}");
+                assert!(e.message.contains("run.jsonl") && e.message.contains("remove"), "{e}");
+                assert_eq!(fs::read(&path).unwrap(), damaged, "what is refused is left as it is");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > count / 2, "{refused} of {count} refused");
+}
+
+#[test]
+fn a_second_process_is_told_which_one_has_the_checkpoint_and_takes_it_over_when_that_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let mut first = start(&path, Duration::from_millis(20), "");
+    wait_for(&path, 3, &mut first);
+    let error = run(Some(&path), Duration::ZERO).unwrap_err();
+    let words = format!("is in use by a run of process {};", first.id());
+    assert!(error.status == Status::Io && error.message.contains(&words), "{error}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let wanted = found(&run(None, Duration::ZERO).unwrap());
+    assert_eq!(found(&run(Some(&path), Duration::ZERO).unwrap()), wanted);
+}
+
+#[test]
+fn of_many_that_start_at_once_one_has_the_checkpoint_and_leaves_it_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let wanted = found(&run(None, Duration::ZERO).unwrap());
+    for round in 0..times(4) {
+        let path = folder.path().join(format!("{round}.jsonl"));
+        let children: Vec<Child> = (0..3).map(|_| start(&path, Duration::from_micros(100), "")).collect();
+        let ends: Vec<String> = children.into_iter().map(end).collect();
+        assert!(ends.contains(&wanted), "{ends:?}");
+        assert!(ends.iter().all(|end| *end == wanted || end.contains("is in use by")), "{ends:?}");
+        assert_eq!(found(&run(Some(&path), Duration::ZERO).unwrap()), wanted);
+    }
+}
