@@ -700,12 +700,17 @@ lmsd_status lmsd_schedule_from_json(const char *json, size_t length, struct lmsd
 lmsd_status lmsd_schedule_load(const char *path, struct lmsd_schedule **out);
 
 /**
- * Writes a schedule file, whole or not at all.
+ * Writes a schedule file (`path` in UTF-8), whole or not at all: into a temporary file in the same folder, which then
+ * takes its place. A link is followed, and the file that it leads to replaced; that keeps its permissions and, where
+ * the system allows it, its owner. What is no regular file, such as a pipe, is refused, and so is what
+ * `lmsd_schedule_load` would refuse. Any number of threads and processes may save to one path at once and read it
+ * meanwhile: a reader meets the file of one of them.
  *
  * # Safety
  * `schedule` is valid, `path` a NUL-terminated string.
  */
-lmsd_status lmsd_schedule_save(const struct lmsd_schedule *schedule, const char *path);
+lmsd_status lmsd_schedule_save(const struct lmsd_schedule *schedule,
+                               const char *path);
 
 /**
  * The text of the schedule's file, to be freed with `lmsd_string_free`.

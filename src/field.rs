@@ -4,9 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::json::Named;
 use crate::memory;
 use crate::options::{integer, number, one_of, options, other};
-use crate::schedule::{Named, Process, Schedule};
+use crate::schedule::{Process, Schedule};
 use crate::solver::{self, Grid, Spec, solvers};
 
 /// Which published solvers, on which grids.

@@ -25,6 +25,7 @@ pub mod host;
 #[allow(unsafe_code)]
 #[cfg_attr(not(feature = "abi"), allow(dead_code))]
 mod inside;
+mod json;
 #[allow(unsafe_code)]
 #[cfg(feature = "abi")]
 pub mod libtorch;

@@ -103,13 +103,14 @@ macro_rules! options {
     (
         $(#[doc = $doc:literal])+
         struct $name:ident {
-            $( $(#[doc = $about:literal])+ $field:ident: $type:ty = $default:expr, $kind:expr $(, else $otherwise:literal)?; )+
+            $( $(#[doc = $about:literal])+ $(#[serde($($serde:tt)+)])? $field:ident: $type:ty = $default:expr,
+                $kind:expr $(, else $otherwise:literal)?; )+
         }
     ) => {
         $(#[doc = $doc])+
         #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        pub struct $name { $( $(#[doc = $about])+ pub $field: $type, )+ }
+        pub struct $name { $( $(#[doc = $about])+ $(#[serde($($serde)+)])? pub $field: $type, )+ }
 
         impl Default for $name {
             fn default() -> Self {

@@ -20,7 +20,6 @@ mod list;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::file::Named;
 #[cfg(feature = "abi")]
 pub(crate) use self::file::check_length;
 pub use self::file::{FORMAT, MAX_FILE_BYTES};

@@ -430,6 +430,8 @@ static void test_made_for(void) {
     REFUSED(lmsd_schedule_check(s, "{\"model_hash\": \"cd34\"}"), MISMATCH, "cd34");
     REFUSED(lmsd_schedule_check(s, "{\"guidance_scael\": 3}"), INVALID_ARGUMENT, "guidance_scael");
     REFUSED(lmsd_schedule_check(s, "{\"process\": 3}"), INVALID_ARGUMENT, NULL);
+    REFUSED(lmsd_schedule_check(s, "{\"shift\": 3, \"shift\": 3}"), INVALID_ARGUMENT, "duplicate field `shift`");
+    REFUSED(lmsd_schedule_check(s, "{\"a\\u001b[31m\\u0007\": 3}"), INVALID_ARGUMENT, "a\\u{1b}[31m\\u{7}");
     REFUSED(lmsd_schedule_check(s, "ve"), INVALID_ARGUMENT, NULL);
     REFUSED(lmsd_schedule_check(NULL, "{}"), INVALID_ARGUMENT, "schedule is NULL");
     REFUSED(lmsd_schedule_check(s, NULL), INVALID_ARGUMENT, "host is NULL");

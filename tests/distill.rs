@@ -512,6 +512,10 @@ fn options_out_of_range_are_refused_by_name() {
         ("{\"difference_step\": 0}", "difference_step is 0"),
         ("{\"fit_sigmas\": false, \"fit_scales\": false, \"fit_weights\": false}", "all false"),
         ("{\"nfee\": 5}", "unknown field"),
+        ("{\"nfe\": 5, \"nfe\": 6}", "duplicate field `nfe`"),
+        ("{\"made_for\": {\"shift\": 3, \"shift\": 1}}", "duplicate field `shift`"),
+        ("{\"teacher_grid\": {\"kind\": \"karras\", \"rho\": 5, \"rho\": 7}}", "duplicate field `rho`"),
+        ("{\"starts\": [{\"a\": {\"nfe\": 5, \"nfe\": 5}}]}", "duplicate field `nfe`"),
         ("{\"feature_weight\": 1.5}", "feature_weight is 1.5"),
         ("{\"objective\": \"path\"}", "path"),
         ("[]", "not options"),
@@ -519,6 +523,11 @@ fn options_out_of_range_are_refused_by_name() {
         let error = Config::from_json(json).unwrap_err();
         assert!(error.status == Status::InvalidArgument && error.message.contains(word), "{json}: {error}");
     }
+    // What no schedule file has room for is not found out after the fit.
+    let long = Config { seeds: Some("\u{1}".repeat(100_000)), ..Config::default() };
+    let error = long.validate().unwrap_err();
+    assert!(error.message.contains("made_for and seeds have 6000"), "{error}");
+    Config { seeds: Some("s".repeat(500_000)), ..long }.validate().unwrap();
 }
 
 #[test]

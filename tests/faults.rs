@@ -8,8 +8,9 @@ use std::time::Duration;
 use std::{env, fs, thread};
 
 use lmsd::distill::{Config, Distilled, Problem, distill};
+use lmsd::schedule::Schedule;
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
-use lmsd::{Call, Result, Status};
+use lmsd::{Call, Purpose, Result, Status};
 
 const DIMENSIONS: usize = 4;
 const BATCH: usize = 4;
@@ -40,8 +41,11 @@ impl Random {
 }
 
 /// The exact model of data that are +1 or -1 in every dimension, with variance 0.04 around these.
+#[derive(Default)]
 struct Model {
     pause: Duration,
+    /// Infinite for all but the teacher.
+    diverges: bool,
 }
 
 impl Problem<CpuTensor> for Model {
@@ -55,7 +59,11 @@ impl Problem<CpuTensor> for Model {
     fn denoise(&mut self, x: &CpuTensor, call: &Call, denoised: &mut CpuTensor) -> Result<()> {
         thread::sleep(self.pause);
         let variance = 0.04 + call.sigma * call.sigma;
+        let diverges = self.diverges && matches!(call.purpose, Purpose::Ranking | Purpose::Fit);
         let one = |x: f64| {
+            if diverges {
+                return f64::INFINITY;
+            }
             let mean = (x / variance).tanh();
             mean + 0.04 / variance * (x - mean)
         };
@@ -66,10 +74,14 @@ impl Problem<CpuTensor> for Model {
 }
 
 fn run(checkpoint: Option<&Path>, pause: Duration) -> Result<Distilled> {
+    run_with(checkpoint, &mut Model { pause, ..Model::default() })
+}
+
+fn run_with(checkpoint: Option<&Path>, model: &mut Model) -> Result<Distilled> {
     let checkpoint = checkpoint.map(PathBuf::from);
     let config = Config { nfe: 3, trajectories: 16, held_out: 8, checkpoint, ..Config::default() };
     let like = CpuTensor::zeros(Dtype::F64, &[BATCH as i64, DIMENSIONS as i64])?;
-    distill(&Cpu, &config, &like, &mut Model { pause })
+    distill(&Cpu, &config, &like, model)
 }
 
 /// All that must not depend on what a run went through.
@@ -215,4 +227,23 @@ fn of_many_that_start_at_once_one_has_the_checkpoint_and_leaves_it_whole() {
         assert!(ends.iter().all(|end| *end == wanted || end.contains("is in use by")), "{ends:?}");
         assert_eq!(found(&run(Some(&path), Duration::ZERO).unwrap()), wanted);
     }
+}
+
+/// A distance that is not finite is left out of a schedule's file, and null in the report.
+#[test]
+fn where_every_candidate_diverges_the_file_can_be_read_and_the_run_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, file) = (folder.path().join("run.jsonl"), folder.path().join("s.json"));
+    let mut model = Model { diverges: true, ..Model::default() };
+    let distilled = run_with(Some(&path), &mut model).unwrap();
+    let [fitted] = distilled.family.as_slice() else { panic!("{} schedules", distilled.family.len()) };
+    assert_eq!((fitted.distance, fitted.improved), (None, false));
+    let by = fitted.schedule.made_by.as_ref().unwrap();
+    assert!(by.distance.is_none() && by.start_distance.is_none() && by.handcrafted.is_empty());
+    assert!(!fitted.schedule.to_json().contains("null"));
+    fitted.schedule.save(&file).unwrap();
+    assert_eq!(Schedule::load(&file).unwrap(), fitted.schedule);
+    let report: serde_json::Value = serde_json::from_str(&distilled.to_json()).unwrap();
+    assert!(report["family"][0]["distance"].is_null());
+    assert_eq!(found(&run_with(Some(&path), &mut model).unwrap()), found(&distilled));
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lmsd::schedule::{MAX_FILE_BYTES, MadeBy, Schedule};
+use lmsd::schedule::{Baseline, MAX_FILE_BYTES, MadeBy, Schedule};
 use lmsd::solver::{Spec, solve};
 use lmsd::{Result, Status};
 
@@ -84,6 +84,11 @@ fn what_cannot_be_replaced_stays_and_leaves_nothing_beside_it() {
     long.made_by = Some(MadeBy { method: "distilled".into(), seeds, ..MadeBy::default() });
     let error = long.save(&path).unwrap_err();
     assert!(error.status == Status::InvalidSchedule && error.message.contains("1048576 at most"), "{error}");
+    let mut infinite = schedule("infinite");
+    let baseline = Baseline { solver: "s".into(), grid: "g".into(), nfe: None, distance: f64::INFINITY };
+    infinite.made_by = Some(MadeBy { handcrafted: vec![baseline], ..MadeBy::default() });
+    let error = infinite.save(&path).unwrap_err();
+    assert!(error.status == Status::InvalidSchedule && error.message.contains("null"), "{error}");
     fs::create_dir(folder.path().join("folder")).unwrap();
     for none in ["folder", "folder/..", "missing/s.json", "s.json/s.json"] {
         assert_eq!(schedule("no").save(&folder.path().join(none)).unwrap_err().status, Status::Io, "{none}");

@@ -162,6 +162,9 @@ def duration(seconds: float) -> str:
 def outcome(schedule: lmsd.Schedule) -> str:
     """How well it went, in a sentence."""
     made = schedule.made_by
+    if not made.get("handcrafted"):
+        gained = f"distance {made['distance']:.4g}; " if made["improved"] else ""
+        return f"{schedule.nfe} steps: {gained}every known sampler diverges on held-out seeds"
     best = made["handcrafted"][0]
     if not made["improved"]:
         return (
@@ -199,7 +202,7 @@ def not_kept(reason: str | None) -> str:
 
 def hint(error: lmsd.Error) -> str:
     """What a user can do about what the library refuses; empty where its own words say it."""
-    if error.status == lmsd.Status.IO:
+    if error.status == lmsd.Status.IO and "os error" in str(error):
         return NO_SPACE
     return CACHES if "asked again" in str(error) else ""
 

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::field::Levels;
+use crate::json::{Named, unique};
 use crate::options::{between, check, count, flag, integer, number, one_of, options, other, text};
-use crate::schedule::{MadeFor, Named, Process, Schedule};
+use crate::schedule::{MAX_FILE_BYTES, MadeFor, Process, Schedule};
 use crate::solver::Grid;
 
 /// Whether the weights of a node must sum to 1.
@@ -97,6 +98,7 @@ options! {
         iterations: usize = 40, integer(1, 10_000).of("linearisations");
         /// Schedules that fits may start from beside the published ones, each at its own number of calls and for
         /// this process, sigma_max and sigma_end; such as those of the checkpoint that this one was tuned from.
+        #[serde(deserialize_with = "unique")]
         starts: Vec<Value> = Vec::new(), other("schedules", "at most 64");
         /// Batch calls of the model that the run may make, all included, of all ranks together. The plan keeps
         /// within them by fewer steps, fewer held-out trajectories and fewer NFEs.
@@ -209,6 +211,16 @@ impl Config {
         self.nfe_from.unwrap_or(self.nfe)
     }
 
+    /// Refuses what the file of a schedule has no room for.
+    fn check_texts(&self) -> Result<()> {
+        let text = serde_json::to_string(&(&self.made_for, &self.seeds)).unwrap_or_default();
+        let (bytes, most) = (text.len() as u64, MAX_FILE_BYTES / 2);
+        if bytes <= most {
+            return Ok(());
+        }
+        Err(Error::argument(format!("made_for and seeds have {bytes} bytes; they must have {most} at most")))
+    }
+
     /// Refuses what is out of range, naming the value.
     pub fn validate(&self) -> Result<()> {
         let bad = |m: String| Err(Error::argument(m));
@@ -235,6 +247,7 @@ impl Config {
             return bad(format!("the number of starts is {}; it must be 0 to 64", self.starts.len()));
         }
         self.given(0)?;
+        self.check_texts()?;
         if self.difference_step.is_nan() {
             return bad("difference_step is not a number".into());
         }

@@ -8,7 +8,8 @@ use super::guard::{guard, guard_or};
 use super::pointers::{Text, given, put, put_text};
 use crate::error::{Error, Result, Status};
 use crate::host::null;
-use crate::schedule::{self, MadeFor, Named, Process, Schedule};
+use crate::json::{Named, Unique};
+use crate::schedule::{self, MadeFor, Process, Schedule};
 use crate::{growing, memory, sized, solver};
 
 /// A multistep sampler as data; made by `lmsd_schedule_*`, freed by `lmsd_schedule_free`.
@@ -111,7 +112,11 @@ pub unsafe extern "C" fn lmsd_schedule_load(
     give_schedule(out, || Schedule::load(Path::new(path.read("path")?)))
 }
 
-/// Writes a schedule file, whole or not at all.
+/// Writes a schedule file (`path` in UTF-8), whole or not at all: into a temporary file in the same folder, which then
+/// takes its place. A link is followed, and the file that it leads to replaced; that keeps its permissions and, where
+/// the system allows it, its owner. What is no regular file, such as a pipe, is refused, and so is what
+/// `lmsd_schedule_load` would refuse. Any number of threads and processes may save to one path at once and read it
+/// meanwhile: a reader meets the file of one of them.
 ///
 /// # Safety
 /// `schedule` is valid, `path` a NUL-terminated string.
@@ -245,7 +250,9 @@ pub unsafe extern "C" fn lmsd_schedule_check(schedule: Option<&LmsdSchedule>, ho
         let text = host.read("host")?;
         let bad = |e| Error::argument(format!("host is not a description of a model: {e}"));
         // Not by serde's flatten, which lets unknown fields through.
-        let mut host: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).map_err(bad)?;
+        let Unique(host) = serde_json::from_str(text).map_err(bad)?;
+        let mut host: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_value(host).map_err(bad)?;
         let process: Option<Process> = match host.remove("process") {
             Some(process) => serde_json::from_value(process).map_err(bad)?,
             None => None,

@@ -1,16 +1,14 @@
 //! The JSON text of a schedule, and its file. Whatever breaks the format is refused with the place and the reason.
 
+use std::fs;
 use std::io::Read;
-use std::marker::PhantomData;
 use std::path::Path;
-use std::{fmt, fs};
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{MadeBy, MadeFor, Node, Process, Schedule, list};
 use crate::error::{Error, Result, Status};
+use crate::json::Named;
 use crate::{files, memory};
 
 /// The file format that this library reads and writes.
@@ -35,25 +33,6 @@ struct File {
     made_for: Option<Named<MadeFor>>,
     #[serde(default)]
     made_by: Option<Named<MadeBy>>,
-}
-
-/// A struct read from an object only: serde alone would take an array of its values, too.
-pub(crate) struct Named<T>(pub T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
-        struct Fields<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-            type Value = Named<T>;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object, {...}")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Named<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Named)
-            }
-        }
-        input.deserialize_map(Fields(PhantomData))
-    }
 }
 
 impl Schedule {
@@ -145,11 +124,11 @@ impl Schedule {
     /// Writes the file whole or not at all. A link is written through, the permissions of an existing file are kept.
     ///
     /// # Errors
-    /// `Io` where it cannot be written; `InvalidSchedule` where its text, such as that of `seeds`, is longer than
-    /// [`MAX_FILE_BYTES`], which [`Schedule::load`] would refuse.
+    /// `Io` where it cannot be written; `InvalidSchedule` where [`Schedule::load`] would refuse it: its text, such as
+    /// that of `seeds`, is longer than [`MAX_FILE_BYTES`], or a number of its records is not finite.
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = self.text()?;
-        check_length(text.len() as u64).map_err(|e| e.in_file(path))?;
+        Self::from_json(&text).map_err(|e| e.in_file(path))?;
         files::replace(path, text.as_bytes())
             .map_err(|e| Error::new(Status::Io, format!("cannot write {}: {e}", path.display())))
     }

@@ -678,6 +678,21 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(pack, host, change, cap
     assert left(host) == []
 
 
+def test_a_result_where_all_diverges_is_told_of(pack):
+    """No handcrafted solver is in the file, and no distance where the best of them diverges as well."""
+    display, about = pack.submodule("display"), lmsd.solve("euler", nfe=3).to_dict()
+    about["made_by"]["improved"] = False
+    assert "every known sampler diverges" in display.outcome(lmsd.Schedule.from_json(about))
+    about["made_by"] |= {"improved": True, "distance": 0.5}
+    assert "distance 0.5; every known sampler" in display.outcome(lmsd.Schedule.from_json(about))
+
+
+def test_only_what_the_system_refuses_is_about_space(pack):
+    display = pack.submodule("display")
+    for text, about_space in (("No space left on device (os error 28)", True), ("is in use by a run", False)):
+        assert bool(display.hint(lmsd.Error(text, lmsd.Status.IO))) == about_space
+
+
 def test_with_more_minutes_it_goes_on(pack, host):
     """After the time was over in the fit, and before the first result."""
     model = Model("edm")

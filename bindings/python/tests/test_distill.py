@@ -29,6 +29,8 @@ def test_a_family_gains_and_says_how_it_was_made(mixture, tmp_path):
     assert [family["nfe"] for family in found.report["family"]] == [3, 4]
     assert found.report["stopped"] is None
     assert "3 NFE" in repr(found)
+    found.report["family"][0]["distance"] = None  # as where every candidate diverges
+    assert "3 NFE diverges" in repr(found)
     for nfe, schedule in found.schedules.items():
         made = schedule.made_by
         assert made["method"] == "distilled" and made["improved"] and made["seeds"] == "1, batch"

@@ -455,7 +455,10 @@ class Distilled:
         return paths
 
     def __repr__(self):
-        found = [f"{f['nfe']} NFE {f['distance']:.4g}" for f in self.report["family"]]
+        found = [
+            f"{f['nfe']} NFE {'diverges' if f['distance'] is None else format(f['distance'], '.4g')}"
+            for f in self.report["family"]
+        ]
         return f"<Distilled {', '.join(found)}>"
 
 
