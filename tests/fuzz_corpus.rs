@@ -62,12 +62,13 @@ fn changed(random: &mut Random, all: &[(String, Vec<u8>)]) -> Vec<u8> {
 fn replay(target: &str, generated: usize) {
     let body: Body = ALL.iter().find(|(name, _)| *name == target).unwrap().1;
     let all = corpus(target);
-    for (name, input) in &all {
+    // Miri takes ten seconds for each.
+    for (name, input) in all.iter().take(if cfg!(miri) { 4 } else { usize::MAX }) {
         println!("corpus/{target}/{name}"); // says which, where the process ends
         body(input);
     }
     let mut random = Random(0x243f_6a88_85a3_08d3);
-    let generated = if cfg!(miri) { 20 } else { generated };
+    let generated = if cfg!(miri) { 0 } else { generated };
     for at in 0..generated {
         let input = changed(&mut random, &all);
         println!("generated {at}: {input:?}");

@@ -15,11 +15,12 @@ const ROOM: usize = 256;
 /// What stands in it where no tensor is.
 const MARK: u8 = 0x3c;
 
+/// As long as they are said to be; no Box, whose address may not be kept where it is moved.
 struct Described {
     tensor: LmsdTensor,
-    shape: Box<[i64]>,
-    strides: Option<Box<[i64]>>,
-    buffer: Box<[u64]>,
+    shape: Vec<i64>,
+    strides: Option<Vec<i64>>,
+    buffer: Vec<u64>,
 }
 
 fn size(u: &mut Unstructured) -> i64 {
@@ -50,8 +51,8 @@ fn described(u: &mut Unstructured) -> Described {
     };
     let (no_data, no_shape, with_strides) = (byte() == 255, byte() == 255, byte() % 2 == 0);
     let entries = if (0..=32).contains(&ndim) { ndim as usize } else { 0 };
-    let shape: Box<[i64]> = (0..entries).map(|_| size(u)).collect();
-    let strides: Option<Box<[i64]>> = with_strides.then(|| {
+    let shape: Vec<i64> = (0..entries).map(|_| size(u)).collect();
+    let strides: Option<Vec<i64>> = with_strides.then(|| {
         let mut strides = vec![1i64; entries];
         for d in (1..entries).rev() {
             strides[d - 1] = strides[d].wrapping_mul(shape[d]);
@@ -60,9 +61,9 @@ fn described(u: &mut Unstructured) -> Described {
             let at = u.arbitrary::<u8>().unwrap_or_default() as usize % entries;
             strides[at] = size(u);
         }
-        strides.into()
+        strides
     });
-    let mut buffer: Box<[u64]> = vec![u64::from_ne_bytes([MARK; 8]); ROOM / 8].into();
+    let mut buffer = vec![u64::from_ne_bytes([MARK; 8]); ROOM / 8];
     let tensor = LmsdTensor {
         data: if no_data { ptr::null_mut() } else { buffer.as_mut_ptr().cast() },
         device: LmsdDevice { device_type, device_id: 0 },
