@@ -93,7 +93,7 @@ fn distill_options() {
 
 #[test]
 fn journal() {
-    replay("journal", 40);
+    replay("journal", 60);
 }
 
 #[test]
