@@ -1,15 +1,18 @@
-"""Guidance: one schedule for a range of scales, and what of a schedule transfers.
+"""Guidance: one schedule for a range of scales, what of a schedule transfers, and a guidance of each call.
 
     python benches/guidance.py --networks digits photos
     python benches/guidance.py --networks emoji
+    python benches/guidance.py --networks emoji-flow --parts calls
 
-Two tables for each network, of mean distances to the teacher on trajectories that no fit saw, at 5 calls:
+Tables for each network, of mean distances to the teacher on trajectories that no fit saw, at 5 calls:
 
 - range: a schedule fitted at one guidance scale, and one fitted to scales from 1.5 to 7.5 that batches take
   in turn, with equal budgets, against the strongest published field at each of five scales, at its best on
   the same trajectories;
 - transfer: a schedule at other guidance scales, for other labels or prompts, at another resolution and with
-  changed weights, against the field there and against a new fit there.
+  changed weights, against the field there and against a new fit there;
+- calls: with 4, 5 and 6 calls, a schedule whose calls have the guidance that was set, and one whose guidance
+  is fitted call by call (`fit_guidance`), with equal budgets.
 
 Exits with 1 where the schedule of the range is farther than the field at some scale.
 """
@@ -48,6 +51,9 @@ NETWORKS = {
     "photos": Network(networks.photos, 2.0, 2, "labels", 4000, 128, (4, 16)),
     "emoji": Network(functools.partial(networks.emoji, "pixel"), 3.0, 430, "prompts", 2500, 64, (4, 16)),
 }
+for _model in ("flow", "latent"):
+    NETWORKS[f"emoji-{_model}"] = NETWORKS["emoji"]._replace(make=functools.partial(networks.emoji, _model))
+PARTS = ("range", "transfer", "calls")
 
 
 def unchanged(problem):
@@ -59,15 +65,16 @@ class Bench:
         self.name, self.seed, self.claims = name, seed, claims
         self.network, self.results = NETWORKS[name], {}
 
-    def fit(self, guidance, change=unchanged):
+    def fit(self, guidance, change=unchanged, nfe=NFE, **options):
         """A schedule for `guidance`, one scale or several, and a problem that `change` was called with."""
         problem = self.network.make(guidance, BATCH, self.seed)
         change(problem)
         budget = {"trajectories": TRAJECTORIES, "max_calls": self.network.calls, "progress": False}
-        found = lmsd.distill(problem.model, problem.begin, problem.like, nfe=NFE, **about(problem), **budget)
-        return found.schedules[NFE]
+        options |= {**about(problem), **budget}
+        found = lmsd.distill(problem.model, problem.begin, problem.like, nfe=nfe, **options)
+        return found.schedules[nfe]
 
-    def measured(self, schedules, scale, change=unchanged):
+    def measured(self, schedules, scale, change=unchanged, nfe=NFE):
         """The distances of `schedules` at a guidance scale, then that of the strongest field."""
 
         def make(size):
@@ -76,7 +83,7 @@ class Bench:
             return problem
 
         test, group = make(TEST_BATCH), {}
-        group["field"] = field(test, NFE, "strongest")
+        group["field"] = field(test, nfe, "strongest")
         best = contest(make, group, test, self.network.tested, self.network.ranked, finalists=4)
         return [*measure(test, schedules, self.network.tested), best["field"][0][1]]
 
@@ -119,6 +126,17 @@ class Bench:
             rows.append([what, *(f"{value:.3f}" for value in figures), worth])
         names = ["transfer to", "field", "as it is", "gain", "new fit", "new fit gains", "worth it"]
         self.put("transfer", names, rows)
+
+    def calls(self):
+        rows, base = [], self.network.scale
+        for nfe in (4, 5, 6):
+            fits = [self.fit(base, nfe=nfe, fit_guidance=own) for own in (False, True)]
+            whole, own, best = self.measured(fits, base, nfe=nfe)
+            figures = (best, whole, best / whole, own, best / own, whole / own)
+            shares = " ".join(f"{share:.2f}" for share in fits[1].guidance)
+            rows.append([str(nfe), *(f"{value:.3f}" for value in figures), shares])
+        names = ["calls", "field", "as set", "gain", "of each call", "its gain", "as set / of each", "shares"]
+        self.put("calls", names, rows)
 
 
 def confine(problem, first, count):
@@ -194,8 +212,8 @@ def perturb(problem, part):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="out/guidance.json", help="file (default %(default)s)")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--parts", nargs="+", choices=["range", "transfer"], default=["range", "transfer"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["digits", "photos", "emoji"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0, help="of the noise of the fits (default %(default)s)")
     args = parser.parse_args()
     claims, results = Claims(), {}

@@ -29,8 +29,10 @@ class Problem:
         x, self.labels = batch(index, self.size, self.seed)
         return x
 
-    def model(self, x, sigma):
-        denoised = self.digits.denoise(x, snap(sigma) if self.snapped else sigma, self.labels, self.guidance)
+    def model(self, x, sigma, share=1.0):
+        """`share`: how much of the guidance this call has, where that is fitted."""
+        scale = 1 + share * (self.guidance - 1)
+        denoised = self.digits.denoise(x, snap(sigma) if self.snapped else sigma, self.labels, scale)
         return denoised.astype(np.float16) if self.half else denoised
 
 

@@ -39,8 +39,8 @@ class Problem:
         self.words = self.emoji.words([self.prompts[i] for i in chosen])
         return noise(self.emoji.shape, index, self.size, self.seed) * np.float32(self.sigma_max)
 
-    def model(self, x, sigma, guidance=1.0):
-        return self.emoji.denoise(x, sigma, self.words, 1 + guidance * (self.guidance - 1))
+    def model(self, x, sigma, share=1.0):
+        return self.emoji.denoise(x, sigma, self.words, 1 + share * (self.guidance - 1))
 
 
 def prompts(which):

@@ -27,8 +27,8 @@ class Problem:
         x, self.labels = batch(index, self.size, self.seed)
         return x
 
-    def model(self, x, sigma):
-        return self.photos.denoise(x, sigma, self.labels, self.guidance)
+    def model(self, x, sigma, share=1.0):
+        return self.photos.denoise(x, sigma, self.labels, 1 + share * (self.guidance - 1))
 
 
 def problem(guidance=2.0, size=16, seed=0):
