@@ -89,7 +89,7 @@ options! {
         /// Whether weights may move.
         fit_weights: bool = true, flag();
         /// Whether the guidance of each call may move: how much of the guidance scale that the user set it has. For
-        /// models that set theirs as a call says; schedules of 4 to 6 calls then end 3 to 20 % nearer.
+        /// models that set theirs as a call says; schedules of 4 to 6 calls then end nearer, by 3 to 20 percent.
         fit_guidance: bool = false, flag();
         /// Forward difference in log sigma, log scale and weights. Hosts that snap sigma to a table, or that
         /// compute in half precision, need 0.01 or more.

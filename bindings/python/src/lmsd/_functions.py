@@ -242,8 +242,8 @@ def distill(
     - `fit_scales` (default: true): Whether time scaling factors may move.
     - `fit_weights` (default: true): Whether weights may move.
     - `fit_guidance` (default: false): Whether the guidance of each call may move: how much of the guidance
-      scale that the user set it has. For models that set theirs as a call says; schedules of 4 calls then end
-      10 % nearer at guidance 3.
+      scale that the user set it has. For models that set theirs as a call says; schedules of 4 to 6 calls
+      then end nearer, by 3 to 20 percent.
     - `difference_step` (1e-5 to 0.2; default: 0.02): Forward difference in log sigma, log scale and weights.
       Hosts that snap sigma to a table, or that compute in half precision, need 0.01 or more.
     - `iterations` (linearisations; 1 to 10000; default: 40): Most linearisations for each NFE.
