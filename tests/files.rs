@@ -2,9 +2,11 @@
 #![cfg(unix)]
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use lmsd::schedule::{Baseline, MAX_FILE_BYTES, MadeBy, Schedule};
 use lmsd::solver::{Spec, solve};
@@ -74,6 +76,41 @@ fn permissions_stay_and_new_files_get_the_usual_ones() {
     }
 }
 
+/// Only root may give a file away.
+#[test]
+fn the_owner_stays_where_that_is_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.json");
+    schedule("new").save(&path).unwrap();
+    let given = chown(&path, Some(12345), Some(23456)).is_ok();
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let owner =
+        || fs::metadata(&path).map(|about| (about.uid(), about.gid(), about.mode() & 0o7777)).unwrap();
+    let before = owner();
+    assert!(!given || before == (12345, 23456, 0o640));
+    schedule("again").save(&path).unwrap();
+    assert_eq!(owner(), before);
+}
+
+#[test]
+fn temporary_files_of_killed_processes_go_after_a_day_and_nothing_else_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (day, now) = (Duration::from_secs(24 * 3600), SystemTime::now());
+    let times = [("old", now - 2 * day), ("new", now - day / 2), ("future", now + 9 * day)];
+    for (name, time) in times {
+        for name in [format!(".lmsd-{name}.tmp"), format!("{name}.tmp"), format!(".lmsd-{name}.json")] {
+            fs::File::create(folder.path().join(name)).unwrap().set_modified(time).unwrap();
+        }
+    }
+    fs::create_dir(folder.path().join(".lmsd-folder.tmp")).unwrap();
+    symlink("old.tmp", folder.path().join(".lmsd-link.tmp")).unwrap();
+    let mut expected = names(folder.path());
+    expected.retain(|name| name != ".lmsd-old.tmp");
+    expected.push("s.json".into());
+    schedule("s").save(&folder.path().join("s.json")).unwrap();
+    assert_eq!(names(folder.path()), expected);
+}
+
 #[test]
 fn what_cannot_be_replaced_stays_and_leaves_nothing_beside_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -93,9 +130,20 @@ fn what_cannot_be_replaced_stays_and_leaves_nothing_beside_it() {
     for none in ["folder", "folder/..", "missing/s.json", "s.json/s.json"] {
         assert_eq!(schedule("no").save(&folder.path().join(none)).unwrap_err().status, Status::Io, "{none}");
     }
+    for special in ["pipe", "link"] {
+        let path = folder.path().join(special);
+        if special == "pipe" {
+            assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        } else {
+            symlink("pipe", &path).unwrap();
+        }
+        assert!(schedule("no").save(&path).unwrap_err().message.ends_with("it is not a regular file"));
+        assert!(Schedule::load(&path).unwrap_err().message.ends_with("is not a regular file"));
+    }
+    assert!(fs::metadata(folder.path().join("link")).unwrap().file_type().is_fifo());
     assert!(schedule("no").save(Path::new("/dev/null")).unwrap_err().message.contains("regular file"));
     assert_eq!(Schedule::load(&path).unwrap().name.as_deref(), Some("first"));
-    assert_eq!(names(folder.path()), ["folder", "s.json"]);
+    assert_eq!(names(folder.path()), ["folder", "link", "pipe", "s.json"]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _abi, guidance
+from . import _abi, _files, guidance
 from ._abi import Error, Status, lib
 from ._hosts import Call, Host, host_for, no_grad
 
@@ -448,7 +448,7 @@ class Distilled:
         """Writes `nfe<NN>.json` for each schedule, and `report.json`; returns the schedules' paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(self.report, indent=2) + "\n")
+        _files.write(folder / "report.json", json.dumps(self.report, indent=2) + "\n")
         paths = [folder / f"nfe{nfe:02d}.json" for nfe in self.schedules]
         for path, schedule in zip(paths, self.schedules.values(), strict=True):
             schedule.save(path)

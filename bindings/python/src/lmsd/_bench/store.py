@@ -14,6 +14,7 @@ from PIL import Image
 
 import lmsd
 
+from .. import _files
 from ..cli.files import writing
 
 
@@ -46,9 +47,7 @@ class Store:
 
     def put(self) -> None:
         with writing(self.file):
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps({"settings": self.settings, **self.facts}, indent=1) + "\n")
-            part.replace(self.file)
+            _files.write(self.file, json.dumps({"settings": self.settings, **self.facts}, indent=1) + "\n")
 
     def spend(self, what: str, image_calls: int) -> None:
         """Adds image-calls to an account of bench.json: teacher, fits, choice, test."""
@@ -85,10 +84,8 @@ def slug(nfe: int, family: str) -> str:
 
 def write(path: Path, picture: np.ndarray) -> None:
     """float32 [H, W, 3] in 0..1 as PNG, whole or not at all."""
-    with writing(path):
-        part = path.with_suffix(".part")
-        Image.fromarray(np.rint(picture * 255).clip(0, 255).astype(np.uint8)).save(part, "PNG")
-        part.replace(path)
+    with writing(path), _files.replacing(path) as stream:
+        Image.fromarray(np.rint(picture * 255).clip(0, 255).astype(np.uint8)).save(stream, "PNG")
 
 
 def read(path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import lmsd
+from lmsd._files import replacing
 from lmsd._interrupt import first_interrupt
 
 from . import INTERRUPTED, library_options, pictures, problem_file
@@ -137,8 +138,8 @@ def finish(bench, args) -> None:
         page = report.sheet(store, bench.plan.kept, bench.plan.nfes)
         if page is not None:
             path = Path(args.out) / "sheet.png"
-            with pictures.writing(path):
-                path.write_bytes(pictures.png(np.ascontiguousarray(page)))
+            with pictures.writing(path), replacing(path) as stream:
+                stream.write(pictures.png(np.ascontiguousarray(page)))
             print(f"pictures: {path}")
     size = (args.height, args.width)
     for line in published.lines(bench.pipe, args.guidance, args.teacher_steps, size):

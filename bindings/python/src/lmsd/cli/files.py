@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import lmsd
+from lmsd._files import write
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ class Results:
                 return distilled.save(self.folder)
         report = self.folder / f"{self.prefix}report.json"
         with writing(report):
-            report.write_text(json.dumps(distilled.report, indent=2) + "\n")
+            write(report, json.dumps(distilled.report, indent=2) + "\n")
         paths = [self.single or self.folder / f"{self.prefix}nfe{n:02d}.json" for n in distilled.schedules]
         for path, schedule in zip(paths, distilled.schedules.values(), strict=True):
             schedule.save(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import lmsd
+from lmsd._files import replacing
 
 from .files import writing
 
@@ -25,11 +26,11 @@ def check(path: str, shape: tuple[int, ...]) -> None:
 
 def write(path: str, images: np.ndarray) -> None:
     """`images` [N, ...] float32: .npy as they are; .png a grid of them, with pixels in [-1, 1]."""
-    with writing(path):
+    with writing(path), replacing(path) as stream:
         if Path(path).suffix == ".npy":
-            np.save(path, images)
+            np.save(stream, images)
         else:
-            Path(path).write_bytes(png(tiled(images)))
+            stream.write(png(tiled(images)))
 
 
 def tiled(images: np.ndarray) -> np.ndarray:
@@ -79,6 +80,6 @@ def check_folder(path: str) -> None:
 
 def save_plot(figure, path: str) -> None:
     """Writes a figure of `lmsd.plots`."""
-    with writing(path):
-        figure.savefig(path, dpi=150)
+    with writing(path), replacing(path) as stream:
+        figure.savefig(stream, dpi=150, format=Path(path).suffix[1:])
     print(f"picture: {path}")
