@@ -66,7 +66,7 @@ options! {
         /// Time shift of a flow model.
         shift: Option<f64> = None, number("1e-3 to 1e3").of("time shift"), else "1";
         /// Grids beside the published ones, each the nfe + 1 noise levels from the first node, at most
-        /// `sigma_max`, to `sigma_end`; such as those of GITS (arXiv 2405.11326).
+        /// `sigma_max`, to `sigma_end`; such as those of GITS (arXiv 2405.11326). Only the strongest field has them.
         extra: Vec<Vec<f64>> = Vec::new(), other("grids", "");
     }
 }
@@ -85,6 +85,11 @@ impl Rivals {
         let sigma_max = self.sigma_max.unwrap_or(if process == Process::Flow { 1.0 } else { 80.0 });
         let levels = Levels { process, sigma_min, sigma_max, sigma_end, shift };
         check(&levels, nfe, &self.extra)?;
+        if field == Field::Published && !self.extra.is_empty() {
+            return Err(Error::argument(
+                "extra is given, but field is \"published\"; only the strongest has such grids",
+            ));
+        }
         Ok(rivals(&levels, nfe, field, &self.extra))
     }
 }

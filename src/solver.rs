@@ -40,8 +40,8 @@ options! {
         /// Noise level of the x_T that the host hands in.
         sigma_start: Option<f64> = None, number("sigma_max to 1e6, for flow at most 1").of("noise level"),
             else "sigma_max";
-        /// With `sigma_end` 0, on grids that have a level at `sigma_min`: the step that would end there ends at
-        /// 0, with the same weights, and no call is spent at `sigma_min`.
+        /// With `sigma_end` 0, on grids that have a level at `sigma_min` (karras, log, linear): the step that would
+        /// end there ends at 0, with the same weights, and no call is spent at `sigma_min`. Refused elsewhere.
         jump_to_zero: bool = false, flag();
         /// Whether the order falls towards the end: dpmpp, deis, res and unipc then use an order of at most the
         /// number of steps left, and ipndm takes a step to 0 at first order. It changes no other solver.
@@ -158,7 +158,13 @@ impl Levels {
                 "sigma_min is {sigma}; it must be at least 1e-9 and below the first sigma {first}"
             )));
         }
-        let jump = spec.jump_to_zero && grid.needs_sigma_min(end);
+        let jump = spec.jump_to_zero;
+        if jump && !grid.needs_sigma_min(end) {
+            return Err(Error::argument(format!(
+                "jump_to_zero is true, but no step of this grid ({}) from {first} to {end} ends at sigma_min; leave it out",
+                grid.describe()
+            )));
+        }
         Ok(Self { grid, start, first, end, sigma_min, jump })
     }
 }

@@ -390,6 +390,8 @@ static void test_rivals(void) {
     REFUSED(lmsd_rivals("[5]", &list), INVALID_ARGUMENT, "field of solvers");
     REFUSED(lmsd_rivals("{\"field\": \"weakest\"}", &list), INVALID_ARGUMENT, "weakest");
     REFUSED(lmsd_rivals("{\"nfe\": 0}", &list), INVALID_ARGUMENT, "nfe is 0");
+    REFUSED(lmsd_rivals("{\"nfe\": 1, \"field\": \"published\", \"extra\": [[80, 0]]}", &list), INVALID_ARGUMENT,
+            "extra is given");
     REFUSED(lmsd_rivals("{\"sigma_max\": 0.001}", &list), INVALID_ARGUMENT, "sigma_min is 0.002");
     REFUSED(lmsd_rivals("{\"nfe\": 2, \"extra\": [[80, 0]]}", &list), INVALID_ARGUMENT, "grid 0 of extra");
     CHECK(list == NULL);

@@ -512,6 +512,7 @@ fn options_out_of_range_are_refused_by_name() {
         ("{\"difference_step\": 0}", "difference_step is 0"),
         ("{\"fit_sigmas\": false, \"fit_scales\": false, \"fit_weights\": false}", "all false"),
         ("{\"nfee\": 5}", "unknown field"),
+        ("{\"checkpoint\": \"\"}", "checkpoint is an empty path"),
         ("{\"nfe\": 5, \"nfe\": 6}", "duplicate field `nfe`"),
         ("{\"made_for\": {\"shift\": 3, \"shift\": 1}}", "duplicate field `shift`"),
         ("{\"teacher_grid\": {\"kind\": \"karras\", \"rho\": 5, \"rho\": 7}}", "duplicate field `rho`"),
@@ -523,6 +524,14 @@ fn options_out_of_range_are_refused_by_name() {
         let error = Config::from_json(json).unwrap_err();
         assert!(error.status == Status::InvalidArgument && error.message.contains(word), "{json}: {error}");
     }
+    // Starts of other numbers of calls alone would be passed over.
+    let mut config = Config { nfe: 6, nfe_from: Some(5), ..Config::default() };
+    let euler = |nfe| lmsd::solver::solve(&lmsd::solver::Spec { nfe, ..Default::default() }).unwrap();
+    config.start_from(&[euler(4), euler(7)]);
+    let error = config.validate().unwrap_err();
+    assert!(error.message.contains("none of starts has the 5 to 6 calls"), "{error}");
+    config.start_from(&[euler(4), euler(6)]);
+    config.validate().unwrap();
     // What no schedule file has room for is not found out after the fit.
     let long = Config { seeds: Some("\u{1}".repeat(100_000)), ..Config::default() };
     let error = long.validate().unwrap_err();

@@ -447,6 +447,11 @@ fn a_jump_to_zero_spends_no_call_at_sigma_min() {
         if solver != "heun" {
             assert_eq!(solve(&spec(0.0, false)).unwrap().sigma(6), 0.03);
         }
+        let flow = Spec { process: Process::Flow, jump_to_zero: true, ..Spec::default() };
+        for nowhere in [spec(0.03, true), flow] {
+            let error = solve(&nowhere).unwrap_err();
+            assert!(error.message.contains("jump_to_zero is true, but no step of this grid"), "{error}");
+        }
     }
 }
 

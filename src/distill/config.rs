@@ -97,7 +97,8 @@ options! {
         /// Most linearisations for each NFE.
         iterations: usize = 40, integer(1, 10_000).of("linearisations");
         /// Schedules that fits may start from beside the published ones, each at its own number of calls and for
-        /// this process, sigma_max and sigma_end; such as those of the checkpoint that this one was tuned from.
+        /// this process, sigma_max and sigma_end; such as those of the checkpoint that this one was tuned from. One
+        /// at least must have a number of calls that is asked for.
         #[serde(deserialize_with = "unique")]
         starts: Vec<Value> = Vec::new(), other("schedules", "at most 64");
         /// Batch calls of the model that the run may make, all included, of all ranks together. The plan keeps
@@ -211,6 +212,12 @@ impl Config {
         self.nfe_from.unwrap_or(self.nfe)
     }
 
+    /// The numbers of calls wanted, in words.
+    fn nfes(&self) -> String {
+        let (from, to) = (self.nfe_from(), self.nfe);
+        if from == to { to.to_string() } else { format!("{from} to {to}") }
+    }
+
     /// Refuses what the file of a schedule has no room for.
     fn check_texts(&self) -> Result<()> {
         let text = serde_json::to_string(&(&self.made_for, &self.seeds)).unwrap_or_default();
@@ -246,7 +253,13 @@ impl Config {
         if self.starts.len() > 64 {
             return bad(format!("the number of starts is {}; it must be 0 to 64", self.starts.len()));
         }
+        let fits = |start: &Value| {
+            start["nfe"].as_u64().is_some_and(|nfe| (self.nfe_from() as u64..=self.nfe as u64).contains(&nfe))
+        };
         self.given(0)?;
+        if !self.starts.is_empty() && !self.starts.iter().any(fits) {
+            return bad(format!("none of starts has the {} calls that are asked for", self.nfes()));
+        }
         self.check_texts()?;
         if self.difference_step.is_nan() {
             return bad("difference_step is not a number".into());
@@ -254,6 +267,9 @@ impl Config {
         if !(self.fit_sigmas || self.fit_scales || self.fit_weights || self.fit_guidance) {
             let all = "fit_sigmas, fit_scales, fit_weights and fit_guidance";
             return bad(format!("{all} are all false; one must be true"));
+        }
+        if self.checkpoint.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return bad("checkpoint is an empty path; name a file, or leave it out".into());
         }
         if self.max_seconds.is_some_and(|s| s.is_nan() || s <= 0.0) {
             return bad("max_seconds must be above 0".into());

@@ -120,6 +120,7 @@ def test_values_that_the_library_refuses(tmp_path, said):
     assert "does not take these options: got an unexpected keyword argument 'colour'" in refused
     assert "iterations is 0; it must be 1 to 10000" in said(*common, "--iterations", 0)
     assert "sigma_min" in said(*common, "--sigma-min", -1)
+    assert "--checkpoint is an empty path" in said(*common, "--checkpoint", "")
     assert "nfe" in said(*common, "--nfe", 100)
     assert "there is no solver" in said(*common, "--teacher", "none")
     assert "--shape is for --torchscript and --onnx" in said(*common, "--shape", "4,4")

@@ -154,6 +154,10 @@ def test_calls_are_known_before(family, field, held_out):
 def test_fields_have_names(family, mixture):
     with pytest.raises(ValueError, match="weakest.*published, strongest"):
         gain.measure(family, *arguments(mixture), field="weakest", **CONFIG)
+    with pytest.raises(ValueError, match="extra is given"):
+        gain.measure(family, *arguments(mixture), field="published", extra={3: [[80, 9, 1, 0]]}, **CONFIG)
+    with pytest.raises(TypeError, match="does not take held_outt"):
+        gain.measure(family, *arguments(mixture), held_outt=8, **CONFIG)
 
 
 def test_flow_models_have_their_shift(family):

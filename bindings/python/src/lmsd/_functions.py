@@ -52,8 +52,9 @@ def solve(
     - `sigma_end` (noise level; 0, or 1e-9 to below sigma_max; default: 0): Noise level of the result.
     - `sigma_start` (noise level; sigma_max to 1e6, for flow at most 1; default: sigma_max): Noise level of
       the x_T that the host hands in.
-    - `jump_to_zero` (default: false): With `sigma_end` 0, on grids that have a level at `sigma_min`: the step
-      that would end there ends at 0, with the same weights, and no call is spent at `sigma_min`.
+    - `jump_to_zero` (default: false): With `sigma_end` 0, on grids that have a level at `sigma_min` (karras,
+      log, linear): the step that would end there ends at 0, with the same weights, and no call is spent at
+      `sigma_min`. Refused elsewhere.
     - `lower_order_final` (default: true): Whether the order falls towards the end: dpmpp, deis, res and unipc
       then use an order of at most the number of steps left, and ipndm takes a step to 0 at first order. It
       changes no other solver.
@@ -113,7 +114,8 @@ def rivals(
     - `sigma_end` (noise level; 0, or below sigma_max; default: 0): Noise level of the result.
     - `shift` (time shift; 1e-3 to 1e3; default: 1): Time shift of a flow model.
     - `extra` (default: none): Grids beside the published ones, each the nfe + 1 noise levels from the first
-      node, at most `sigma_max`, to `sigma_end`; such as those of GITS (arXiv 2405.11326).
+      node, at most `sigma_max`, to `sigma_end`; such as those of GITS (arXiv 2405.11326). Only the strongest
+      field has them.
     """
     options = {
         "nfe": nfe,
@@ -249,7 +251,7 @@ def distill(
     - `iterations` (linearisations; 1 to 10000; default: 40): Most linearisations for each NFE.
     - `starts` (at most 64; default: none): Schedules that fits may start from beside the published ones, each
       at its own number of calls and for this process, sigma_max and sigma_end; such as those of the
-      checkpoint that this one was tuned from.
+      checkpoint that this one was tuned from. One at least must have a number of calls that is asked for.
     - `max_calls` (calls of a batch; 0 and more; default: no limit): Batch calls of the model that the run may
       make, all included, of all ranks together. The plan keeps within them by fewer steps, fewer held-out
       trajectories and fewer NFEs.

@@ -106,6 +106,10 @@ def measure(
     """
     if field not in NAMES:
         raise ValueError(f"field is {field!r}; it must be one of {', '.join(NAMES)}")
+    if extra and field != "strongest":
+        raise ValueError('extra is given, but field is "published"; only the strongest has such grids')
+    if unknown := set(config) - {option["name"] for option in options()["distill"]}:
+        raise TypeError(f"measure() does not take {', '.join(sorted(unknown))}: it is no option of distill")
     levels = _levels(config)
     groups = {}
     for nfe in sorted({*distilled.schedules, *(2 * nfe for nfe in distilled.schedules)}):

@@ -35,7 +35,10 @@ def distill(args, ranks) -> int:
     task = model.load(args, "distill")
     results = Results(args.out, args.nfe is not None and args.nfe[0] < args.nfe[1])
     results.make_folder()
-    checkpoint = Path(task.config.pop("checkpoint", results.checkpoint))
+    given = task.config.pop("checkpoint", results.checkpoint)
+    if not str(given):
+        raise lmsd.Error("--checkpoint is an empty path; name a file, or leave it out")
+    checkpoint = Path(given)
     if checkpoint.exists():
         print(f"going on from {checkpoint}")
     writes = ranks is None or ranks.rank == 0
