@@ -4,11 +4,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::{env, fs, thread};
 
 use lmsd::distill::{Config, Distilled, Problem, distill};
 use lmsd::schedule::Schedule;
+use lmsd::solver::{Spec, solve};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
 use lmsd::{Call, Purpose, Result, Status};
 
@@ -43,6 +44,7 @@ impl Random {
 /// The exact model of data that are +1 or -1 in every dimension, with variance 0.04 around these.
 #[derive(Default)]
 struct Model {
+    calls: usize,
     pause: Duration,
     /// Infinite for all but the teacher.
     diverges: bool,
@@ -57,6 +59,7 @@ impl Problem<CpuTensor> for Model {
     }
 
     fn denoise(&mut self, x: &CpuTensor, call: &Call, denoised: &mut CpuTensor) -> Result<()> {
+        self.calls += 1;
         thread::sleep(self.pause);
         let variance = 0.04 + call.sigma * call.sigma;
         let diverges = self.diverges && matches!(call.purpose, Purpose::Ranking | Purpose::Fit);
@@ -95,12 +98,24 @@ fn times(quick: usize) -> usize {
     env::var("LMSD_FAULTS").map_or(quick, |times| times.parse().expect("LMSD_FAULTS is a number"))
 }
 
-/// This program as another process, which does what [`child`] says. `before`: shell commands that come first.
-fn start(checkpoint: &Path, pause: Duration, before: &str) -> Child {
+fn schedule() -> Schedule {
+    solve(&Spec { nfe: 20, ..Spec::default() }).unwrap()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// This program as another process: a run with a checkpoint, or, of a file in .json, one that saves it again and again
+/// as long as it can. `before`: shell commands that come first.
+fn start(file: &Path, pause: Duration, before: &str) -> Child {
     Command::new("sh")
         .args(["-c", &format!("{before} exec \"$0\" --exact child --ignored --nocapture")])
         .arg(env::current_exe().unwrap())
-        .env("LMSD_FAULTS_CHECKPOINT", checkpoint)
+        .env("LMSD_FAULTS_FILE", file)
         .env("LMSD_FAULTS_PAUSE", pause.as_micros().to_string())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -118,7 +133,11 @@ fn end(child: Child) -> String {
 #[test]
 #[ignore = "a part of the other tests, in a process of its own"]
 fn child() {
-    let path = env::var("LMSD_FAULTS_CHECKPOINT").unwrap();
+    let path = env::var("LMSD_FAULTS_FILE").unwrap();
+    if path.ends_with(".json") {
+        while schedule().save(path.as_ref()).is_ok() {} // until somebody kills it
+        return println!("\nresult: {}", schedule().save(path.as_ref()).unwrap_err());
+    }
     let pause = Duration::from_micros(env::var("LMSD_FAULTS_PAUSE").unwrap().parse().unwrap());
     println!("\nresult: {}", run(Some(path.as_ref()), pause).map_or_else(|e| e.to_string(), |d| found(&d)));
 }
@@ -246,4 +265,101 @@ fn where_every_candidate_diverges_the_file_can_be_read_and_the_run_resumed() {
     let report: serde_json::Value = serde_json::from_str(&distilled.to_json()).unwrap();
     assert!(report["family"][0]["distance"].is_null());
     assert_eq!(found(&run_with(Some(&path), &mut model).unwrap()), found(&distilled));
+}
+
+/// No file grows beyond so many half kilobytes: writing then fails midway, as on a full disk.
+fn files_end_at(blocks: usize) -> String {
+    format!("trap '' XFSZ; ulimit -f {blocks};")
+}
+
+#[test]
+fn on_a_full_disk_a_run_ends_and_one_that_was_cut_short_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let wanted = found(&run(Some(&path), Duration::ZERO).unwrap());
+    let whole = fs::read(&path).unwrap();
+    let blocks = (whole.len() - 1) / 1024; // so that half of it fits, whatever the shell's block is
+    for kept in [0, 100, whole.len() / 4] {
+        fs::write(&path, &whole[..kept]).unwrap();
+        assert_eq!(end(start(&path, Duration::ZERO, &files_end_at(blocks))), wanted, "from {kept} bytes on");
+        let left = fs::read(&path).unwrap();
+        assert!(
+            left.ends_with(b"}\n") && left.len() <= whole.len(),
+            "{} of {} bytes",
+            left.len(),
+            whole.len()
+        );
+    }
+    assert_eq!(found(&run(Some(&path), Duration::ZERO).unwrap()), wanted);
+    assert_eq!(names(folder.path()), ["run.jsonl"]);
+}
+
+#[test]
+fn on_a_full_disk_a_file_that_is_saved_over_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.json");
+    schedule().save(&path).unwrap();
+    let said = end(start(&path, Duration::ZERO, &files_end_at(1)));
+    assert!(said.contains("cannot write") && said.contains("s.json"), "{said}");
+    assert_eq!((Schedule::load(&path).unwrap(), names(folder.path())), (schedule(), vec!["s.json".into()]));
+}
+
+#[test]
+fn processes_that_save_to_one_path_and_are_killed_leave_a_whole_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, mut random) = (folder.path().join("s.json"), Random(7));
+    for round in 0..times(4) {
+        let mut children: Vec<Child> = (0..2).map(|_| start(&path, Duration::ZERO, "")).collect();
+        wait_for(&path, 1, &mut children[0]);
+        for _ in 0..50 {
+            assert_eq!(Schedule::load(&path).unwrap(), schedule(), "round {round}");
+        }
+        for child in &mut children {
+            assert!(child.try_wait().unwrap().is_none(), "one of them could not save");
+            thread::sleep(Duration::from_micros(random.below(2000) as u64));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(Schedule::load(&path).unwrap(), schedule(), "round {round}");
+    }
+    let left = names(folder.path());
+    assert!(left.iter().all(|name| name == "s.json" || name.starts_with(".lmsd-")), "{left:?}");
+    assert!(left.len() <= 1 + 2 * times(4), "at most one temporary file for each that was killed");
+}
+
+/// As root permissions say nothing, but nobody makes files in /proc.
+#[test]
+#[cfg(target_os = "linux")]
+fn where_nothing_can_be_written_it_is_said_before_the_work() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let probe = fs::write(folder.path().join("probe"), "");
+    let read_only = probe.is_err().then_some(folder.path());
+    for folder in read_only.into_iter().chain([Path::new("/proc")]) {
+        let error = schedule().save(&folder.join("s.json")).unwrap_err();
+        assert!(error.status == Status::Io && error.message.contains("s.json"), "{error}");
+        let mut model = Model::default();
+        let error = run_with(Some(&folder.join("run.jsonl")), &mut model).unwrap_err();
+        assert!(error.status == Status::Io && error.message.contains("run.jsonl"), "{error}");
+        assert_eq!(model.calls, 0);
+    }
+}
+
+/// Files are then of the future. Runs count their seconds by a clock that cannot be set.
+#[test]
+fn a_clock_that_goes_back_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, file) = (folder.path().join("run.jsonl"), folder.path().join("s.json"));
+    let wanted = found(&run(Some(&path), Duration::ZERO).unwrap());
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    schedule().save(&file).unwrap();
+    for name in [&path, &file] {
+        let later = SystemTime::now() + Duration::from_secs(400 * 24 * 3600);
+        fs::OpenOptions::new().write(true).open(name).unwrap().set_modified(later).unwrap();
+    }
+    assert_eq!(found(&run(Some(&path), Duration::ZERO).unwrap()), wanted);
+    schedule().save(&file).unwrap();
+    assert_eq!(Schedule::load(&file).unwrap(), schedule());
 }
