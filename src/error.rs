@@ -65,14 +65,9 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A failure of any kind. Control characters, as the names in a file may have them, are escaped in its text.
+    /// A failure of any kind.
     pub fn new(status: Status, message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if message.contains(char::is_control) {
-            let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
-            message = message.chars().map(shown).collect();
-        }
-        Self { status, message }
+        Self { status, message: message.into() }
     }
 
     /// `InvalidArgument`.

@@ -144,10 +144,20 @@ pub struct Journal {
     past: HashMap<u64, Record>,
 }
 
-/// The file, which is locked as long as it is open, and what it could not take yet.
+/// A file that no other run can have. The lock is given back, not left to the closing of the file: a process that was
+/// forked meanwhile has the file open as well.
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _ = FileExt::unlock(&self.0);
+    }
+}
+
+/// The file, and what it could not take yet.
 struct Written {
     path: PathBuf,
-    file: File,
+    file: Locked,
     /// Bytes that are there: whole lines.
     length: u64,
     /// Number of the next line.
@@ -161,13 +171,13 @@ impl Written {
     /// Writes what is waiting. Where that fails, as on a full disk, the file ends with its last whole line.
     fn catch_up(&mut self) {
         let lines = self.waiting.concat();
-        match write_at(&mut self.file, self.length, lines.as_bytes()) {
+        match write_at(&mut self.file.0, self.length, lines.as_bytes()) {
             Ok(()) => {
                 self.length += lines.len() as u64;
                 (self.waiting, self.error) = (Vec::new(), None);
             }
             Err(e) => {
-                let _ = self.file.set_len(self.length); // else the next reader drops the half of a line
+                let _ = self.file.0.set_len(self.length); // else the next reader drops the half of a line
                 self.error = Some(io(&self.path, e));
             }
         }
@@ -220,8 +230,8 @@ fn records(path: &Path, head: &Head, bytes: &[u8]) -> Result<(Vec<Record>, usize
 
 /// Keeps other runs out, of this process too, until the file is closed; the system sees to that where a process is
 /// killed. Where the file system knows no locks there is none.
-fn lock(path: &Path, file: &mut File) -> Result<()> {
-    let Err(TryLockError::WouldBlock) = FileExt::try_lock(file) else { return Ok(()) };
+fn lock(path: &Path, mut file: File) -> Result<Locked> {
+    let Err(TryLockError::WouldBlock) = FileExt::try_lock(&file) else { return Ok(Locked(file)) };
     let mut start = [0; Head::BEFORE.len() + Head::DIGITS];
     let read =
         file.read_exact(&mut start).ok().and_then(|()| std::str::from_utf8(&start[Head::place()]).ok());
@@ -249,15 +259,15 @@ impl Journal {
             return Err(Error::new(Status::Io, message));
         }
         let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).open(path).map_err(named)?;
-        lock(path, &mut file)?;
+        let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(named)?;
+        let mut locked = lock(path, file)?;
+        let file = &mut locked.0;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(named)?;
         let head = Head::new(run);
         let (records, length) = if head.begins_with(&bytes) && bytes.len() < head.0.len() {
             // New, or cut short within its first line.
-            write_at(&mut file, 0, head.0.as_bytes()).map_err(named)?;
+            write_at(file, 0, head.0.as_bytes()).map_err(named)?;
             (Vec::new(), head.0.len())
         } else {
             let (records, length) = records(path, &head, &bytes)?;
@@ -273,7 +283,7 @@ impl Journal {
             past.entry(record.key).or_insert(record);
         }
         let (path, waiting, length) = (path.into(), Vec::new(), length as u64);
-        Ok(Self { file: Some(Written { path, file, length, next, waiting, error: None }), past })
+        Ok(Self { file: Some(Written { path, file: locked, length, next, waiting, error: None }), past })
     }
 
     /// The keys of what can be read back, in order.
@@ -332,7 +342,7 @@ mod tests {
         journal.append(&record(1));
         let before = fs::read(&path).unwrap();
         let mut written = journal.file.take().unwrap();
-        let writable = std::mem::replace(&mut written.file, File::open(&path).unwrap());
+        let writable = std::mem::replace(&mut written.file, Locked(File::open(&path).unwrap()));
         journal.file = Some(written);
         (2..4).for_each(|key| journal.append(&record(key)));
         assert_eq!((journal.unwritten(), fs::read(&path).unwrap()), (2, before));
@@ -440,6 +450,8 @@ mod tests {
             };
             assert!(error.message.contains(words), "{error}");
         }
+        // As a process has it that was forked meanwhile.
+        let _open = first.file.as_ref().unwrap().file.0.try_clone().unwrap();
         drop(first);
         Journal::open(&path, "{}").unwrap();
     }
