@@ -61,6 +61,38 @@ def test_two_parts_are_the_whole(digits, pack, prediction):
         assert torch.equal(run(digits, [guider] * 2, sampler, [sigmas[: at + 1], sigmas[at:]]), whole)
 
 
+def test_a_schedule_sets_the_cfg_of_each_step(digits, pack):
+    """As a guider whose cfg is set by hand before each call; whole and in two parts, and cfg is put back."""
+    import comfy.samplers
+    import lmsd
+    import torch
+
+    guider = inside.guider(digits, "edm", LABELS, 3.0)
+    file = odd_schedule(guider.model_patcher.get_model_object("model_sampling"), "edm").to_dict()
+    shares = [0.4, 1.0, 1.3, 0.0, 0.6]
+    for node, share in zip(file["nodes"], shares, strict=True):
+        node["guidance"] = share
+    schedule = lmsd.Schedule.from_json(file)
+    sampler, sigmas = pack.NODE_CLASS_MAPPINGS["LmsdSampler"]().make(schedule, 1.0, guider.model_patcher)
+    whole = run(digits, [guider], sampler, [sigmas])
+    assert guider.cfg == 3.0
+    for at in (1, 3):
+        assert torch.equal(run(digits, [guider] * 2, sampler, [sigmas[: at + 1], sigmas[at:]]), whole)
+
+    def by_hand(model, x, sigmas, extra_args=None, **_):
+        def denoised(x, sigma, share):
+            guider.set_cfg(1 + 2 * share)
+            return model(x, x.new_full((len(x),), sigma), **extra_args)
+
+        return lmsd.sample(schedule, x * (schedule.sigma_start / float(sigmas[0])), denoised)
+
+    assert torch.equal(run(digits, [guider], comfy.samplers.KSAMPLER(by_hand), [sigmas]), whole)
+    plain = lmsd.Schedule.from_json(file | {"nodes": [node | {"guidance": 1} for node in file["nodes"]]})
+    sampler, _ = pack.NODE_CLASS_MAPPINGS["LmsdSampler"]().make(plain, 1.0, guider.model_patcher)
+    guider.set_cfg(3.0)
+    assert not torch.allclose(run(digits, [guider], sampler, [sigmas]), whole)
+
+
 def test_two_models_share_the_history(digits, pack):
     """The second expert of a trajectory goes on with what the first predicted."""
     import comfy.sample
