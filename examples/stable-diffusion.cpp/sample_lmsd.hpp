@@ -17,9 +17,12 @@ inline std::vector<float> lmsd_sigmas(const lmsd::Schedule &schedule) {
 /// The end point of a run from `x`, whose noise level is sigmas[0]: below the schedule's first (image to
 /// image) the rest of the schedule from there. `model(x, sigma, step)`, with step from 1, returns its
 /// prediction of x0, guidance included; where that is empty the run ends, and what is returned is empty.
+/// A schedule with a guidance of its own for each call is refused: the callback cannot be told.
 template <class Model, class Tensor>
 Tensor sample_lmsd(Model &&model, Tensor x, const std::vector<float> &sigmas, const lmsd::Schedule &schedule) {
     struct Stopped {};
+    if (schedule.is_guided())
+        throw lmsd::Error(LMSD_STATUS_MISMATCH, "the schedule sets the guidance of each call; fit without that");
     Tensor state = x;
     auto denoise = [&](lmsd::Span<const float> at, const lmsd_call &call, lmsd::Span<float> denoised) {
         std::copy(at.begin(), at.end(), state.data());

@@ -106,5 +106,13 @@ int main() {
     } catch (const lmsd::Error &error) {
         check(error.status == LMSD_STATUS_NON_FINITE, error.what());
     }
+    try {
+        std::string text = schedule.to_json();
+        text.insert(text.find("\"weights\""), "\"guidance\": 0.5, ");
+        sample_lmsd(broken, noise, sigmas, lmsd::Schedule::from_json(text));
+        check(false, "a guidance of each call is refused");
+    } catch (const lmsd::Error &error) {
+        check(error.status == LMSD_STATUS_MISMATCH, error.what());
+    }
     return failures > 0;
 }
