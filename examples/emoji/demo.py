@@ -28,6 +28,7 @@ from lmsd import gain
 from lmsd._interrupt import first_interrupt
 from lmsd.cli.terminal import note, print_table
 from lmsd.cli.values import nfe_range
+from lmsd.guidance import of_call
 
 # prompts of the pictures, which the models draw well, and the kind of emoji that each asks for
 PROMPTS = {
@@ -147,8 +148,8 @@ def looked_at(contest, rows):
     start = noise(own.emoji.shape, 0, len(PROMPTS), own.seed) * np.float32(own.sigma_max)
 
     def shown(schedule):
-        def model(x, sigma):
-            return own.emoji.denoise(x, sigma, words, own.guidance)
+        def model(x, sigma, share=1.0):
+            return own.emoji.denoise(x, sigma, words, of_call(own.guidance, share))
 
         return own.emoji.pictures(lmsd.sample(schedule, start, model))
 

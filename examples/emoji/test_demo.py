@@ -13,7 +13,9 @@ from common import config
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["demo.py", "--quick", "--nfe", "3", "--out", str(folder)])
+        patch.setattr(
+            sys, "argv", ["demo.py", "--quick", "--nfe", "3", "--fit-guidance", "--out", str(folder)]
+        )
         patch.setattr(demo, "BEYOND", (6,))
         assert demo.main() == 0
     return folder
