@@ -12,7 +12,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-digits check test test-plan lint test-rust test-tsan test-python test-python-package test-python-others docs generate \
 	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead bench-flat bench-step \
-	library venv venv-check venv-test wheel clean
+	library venv venv-check venv-test clean
 
 help:
 	@echo "make demo            distill an emoji model at guidance 3, NFE 3 to 8; report with pictures in out/demo"
@@ -51,6 +51,7 @@ help:
 	@echo "                     make bench-gpu-pack makes the file to carry there; GPU_DEVICE=cpu GPU_PYTHON="
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
 	@echo "make wheel           the Python wheel, in bindings/python/dist"
+	@echo "make wheels          the wheels of Linux, Windows and macOS, and the source distribution, in build/wheels; a table"
 	@echo "make wheel-torch     the Python wheel of the torch-library"
 	@echo "make clean           removes what was built, the virtual environment too"
 
@@ -58,6 +59,7 @@ include mk/install.mk
 include mk/comfyui.mk
 include mk/torch.mk
 include mk/trust.mk
+include mk/wheels.mk
 
 PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
 DEBUG_SO := $(LMSD_TARGET)/debug/liblmsd.so
@@ -218,10 +220,6 @@ bench-overhead: test-c-install
 # A million samples and a thousand fits at flat memory; a minute on an idle core.
 bench-flat: FLAT := 1000000 1000
 bench-flat: test-c-flat
-
-wheel: library venv
-	$(PIP) build
-	$(PY) -m build --wheel --outdir bindings/python/dist bindings/python
 
 clean:
 	rm -rf target build out $(VENV) $(PACKAGE_SO) bindings/python/dist

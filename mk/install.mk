@@ -18,18 +18,25 @@ LMSD_SONAME := liblmsd.so.0
 LMSD_GLIBC ?= $(if $(filter Linux,$(shell uname -s)),2.28)
 RUST_HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 LMSD_TARGET := $(or $(CARGO_TARGET_DIR),target)
+LMSD_SOURCES := $(shell find src -name '*.rs') build.rs Cargo.toml
 ifeq ($(LMSD_GLIBC),)
 LMSD_SO := $(LMSD_TARGET)/release/liblmsd.so
-$(LMSD_SO):
+$(LMSD_SO): $(LMSD_SOURCES)
 	$(CARGO) build --release --lib
 	@touch $@
 else
 LMSD_SO := $(LMSD_TARGET)/$(RUST_HOST)/release/liblmsd.so
-$(LMSD_SO): | $(VENV)/.zig
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(CARGO) zigbuild --release --lib --target $(RUST_HOST).$(LMSD_GLIBC)
-	@touch $@
 endif
-$(LMSD_SO): $(shell find src -name '*.rs') build.rs Cargo.toml
+
+# The library of any target, by zig: what `make wheels` packs, and on Linux the library of this machine.
+define library_of_target
+$(LMSD_TARGET)/%/release/$(1): $(LMSD_SOURCES) | $(VENV)/.zig
+	@test $$* = $(RUST_HOST) || rustup --quiet target add $$*
+	PATH="$(CURDIR)/$(VENV)/bin:$$$$PATH" MACOSX_DEPLOYMENT_TARGET=11.0 $(CARGO) zigbuild --release --lib \
+		--target $$*$$(if $$(findstring linux-gnu,$$*),.$(or $(LMSD_GLIBC),2.28))
+	@touch $$@
+endef
+$(foreach file,liblmsd.so lmsd.dll liblmsd.dylib,$(eval $(call library_of_target,$(file))))
 
 $(VENV)/.zig: | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check cargo-zigbuild==0.24.1 ziglang==0.17.1

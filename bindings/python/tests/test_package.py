@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import runpy
+import struct
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -135,6 +138,46 @@ def check_bill_of_materials(text):
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF is Linux's")
 def test_the_library_needs_no_more_than_an_old_system_has():
     check_needs(Path(os.environ.get("LMSD_LIBRARY") or Path(lmsd.__file__).with_name("liblmsd.so")))
+
+
+def library_of(kind, machine, asks=b""):
+    """The head of a library, as the build hook reads it: magic, machine, and the oldest system."""
+    if kind == "ELF":
+        return struct.pack("<4s14xH", b"\x7fELF", machine) + bytes(44) + b"\0GLIBC_2.4\0GLIBC_" + asks
+    if kind == "PE":
+        return struct.pack("<2s58xI4sH", b"MZ", 64, b"PE\0\0", machine)
+    head = struct.pack("<8I", 0xFEEDFACF, machine, 0, 6, 2, 24 + 32, 0, 0) + struct.pack(
+        "<6I", 2, 24, 0, 0, 0, 0
+    )
+    return head + struct.pack("<8I", 0x32, 32, 1, *asks, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("library", "file", "platform"),
+    [
+        (library_of("ELF", 62, b"2.28\0"), "liblmsd.so", "manylinux_2_28_x86_64"),
+        (library_of("ELF", 183, b"2.9\0"), "liblmsd.so", "manylinux_2_17_aarch64"),
+        (library_of("PE", 0x8664), "lmsd.dll", "win_amd64"),
+        (library_of("MACH-O", 0x0100000C, (11 << 16, 12 << 16)), "liblmsd.dylib", "macosx_11_0_arm64"),
+        (
+            library_of("MACH-O", 0x01000007, (10 << 16 | 12 << 8, 13 << 16)),
+            "liblmsd.dylib",
+            "macosx_10_12_x86_64",
+        ),
+    ],
+)
+def test_the_platform_of_a_wheel_is_its_librarys(tmp_path, library, file, platform):
+    """Not that of the machine that builds it."""
+    hook = types.ModuleType("hatchling.builders.hooks.plugin.interface")
+    hook.BuildHookInterface = object
+    parents = {".".join(hook.__name__.split(".")[:n]): types.ModuleType("") for n in range(1, 5)}
+    with pytest.MonkeyPatch.context() as patch:  # hatchling need not be here
+        for name, module in {**parents, hook.__name__: hook}.items():
+            patch.setitem(sys.modules, name, module)
+        build = runpy.run_path(str(ROOT / "hatch_build.py"))
+    path = tmp_path / "library"
+    path.write_bytes(library)
+    assert build["file_and_platform"](path) == (file, platform)
 
 
 @pytest.mark.slow
