@@ -52,6 +52,7 @@ help:
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
 	@echo "make wheel           the Python wheel, in bindings/python/dist"
 	@echo "make wheels          the wheels of Linux, Windows and macOS, and the source distribution, in build/wheels; a table"
+	@echo "make test-platforms  tests and examples of C and C++ for Windows under wine, for arm64 Linux under qemu"
 	@echo "make wheel-torch     the Python wheel of the torch-library"
 	@echo "make clean           removes what was built, the virtual environment too"
 
@@ -60,6 +61,7 @@ include mk/comfyui.mk
 include mk/torch.mk
 include mk/trust.mk
 include mk/wheels.mk
+include mk/platforms.mk
 
 PACKAGE_SO := bindings/python/src/lmsd/liblmsd.so
 DEBUG_SO := $(LMSD_TARGET)/debug/liblmsd.so

@@ -12,12 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "lmsd.h"
+#include "platform.h"
 
 static int passed, failed;
 
@@ -530,11 +530,37 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Most memory that the process has had, in KiB. */
-static long peak_memory(void) {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return usage.ru_maxrss;
+/* Names that Windows has its own ways with, and a file that is open while it is saved over. */
+static void test_paths(const char *folder) {
+    static const char *const names[] = {"with a space.json", "\xc3\xa9t\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac.json", NULL};
+    char path[1100], nested[900];
+    lmsd_schedule *s = solve("{\"nfe\": 3}"), *read = NULL;
+    snprintf(nested, sizeof nested, "%s/%0200d", folder, 1); /* with the file's name more than Windows' 260 */
+    CHECK(make_folder(nested));
+    for (size_t i = 0; i < COUNT(names); i++) {
+        if (names[i] != NULL) snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        else snprintf(path, sizeof path, "%s/%0100d.json", nested, 2);
+        OK(lmsd_schedule_save(s, path));
+        OK(lmsd_schedule_save(s, path));
+        OK(lmsd_schedule_load(path, &read));
+        CHECK(lmsd_schedule_nfe(read) == 3);
+        lmsd_schedule_free(read), read = NULL;
+        CHECK(remove_path(path));
+    }
+    CHECK(remove_path(nested));
+
+    snprintf(path, sizeof path, "%s/open.json", folder);
+    OK(lmsd_schedule_save(s, path));
+    lmsd_schedule *other = solve("{\"nfe\": 4}");
+    FILE *open = fopen(path, "rb");
+    lmsd_status status = lmsd_schedule_save(other, path); /* Windows may refuse that; then the old file is whole */
+    CHECK(open != NULL && (status == LMSD_STATUS_OK || status == LMSD_STATUS_IO));
+    OK(lmsd_schedule_load(path, &read));
+    CHECK(lmsd_schedule_nfe(read) == (status == LMSD_STATUS_OK ? 4 : 3));
+    fclose(open);
+    OK(lmsd_schedule_save(other, path));
+    unlink(path);
+    lmsd_schedule_free(s), lmsd_schedule_free(other), lmsd_schedule_free(read);
 }
 
 static void test_bad_files(const char *folder) {
@@ -583,9 +609,10 @@ static void test_bad_files(const char *folder) {
 
     REFUSED(lmsd_schedule_load(path, &s), IO, path);
     REFUSED(lmsd_schedule_load(folder, &s), IO, folder);
-    CHECK(mkfifo(path, 0600) == 0);
-    REFUSED(lmsd_schedule_load(path, &s), IO, "not a regular file"); /* and does not wait for a writer */
-    unlink(path);
+    if (make_pipe(path)) {
+        REFUSED(lmsd_schedule_load(path, &s), IO, "not a regular file"); /* and does not wait for a writer */
+        unlink(path);
+    }
     REFUSED(lmsd_schedule_load("", &s), IO, NULL);
     REFUSED(lmsd_schedule_load("\xff", &s), INVALID_ARGUMENT, "UTF-8");
     REFUSED(lmsd_schedule_load(NULL, &s), INVALID_ARGUMENT, "path is NULL");
@@ -1803,7 +1830,7 @@ int main(void) {
     char folder[400], path[500];
     const char *base = getenv("TMPDIR");
     snprintf(folder, sizeof folder, "%s/lmsd-abi-XXXXXX", base != NULL ? base : "/tmp");
-    if (mkdtemp(folder) == NULL) {
+    if (!make_own_folder(folder)) {
         perror(folder);
         return 1;
     }
@@ -1815,6 +1842,7 @@ int main(void) {
     test_start_at();
     test_made_for();
     test_bad_files(folder);
+    test_paths(folder);
     test_tensors();
     test_sample();
     test_sample_refusals();

@@ -1,0 +1,46 @@
+# Included by the Makefile, which runs in the root of the repository. Linux on x86-64.
+#
+#   make test-platforms    the tests and examples of C and C++ for Windows under wine, and for Linux on arm64 under qemu;
+#                          they must print the numbers of this machine. What is missing is said to be skipped.
+#
+# Debian: apt-get install wine64 qemu-user libc6-arm64-cross
+
+PLATFORMS := build/platforms
+TEST_PLATFORM := ZIG=$(abspath $(VENV)/bin/python-zig) PYTHON=$(abspath $(PY)) sh mk/test_platform.sh
+WINE := $(shell command -v wine64 wine /usr/lib/wine/wine64 | head -n 1)
+QEMU_ARM64 := $(shell command -v qemu-aarch64 qemu-aarch64-static | head -n 1)
+ARM64_SYSTEM ?= /usr/aarch64-linux-gnu
+WINDOWS_LIBRARY := $(LMSD_TARGET)/x86_64-pc-windows-gnu/release/lmsd.dll
+ARM64_LIBRARY := $(LMSD_TARGET)/aarch64-unknown-linux-gnu/release/liblmsd.so
+
+.PHONY: test-platforms test-platform-linux test-platform-windows test-platform-arm64
+
+test-platforms: test-platform-windows test-platform-arm64
+	@echo "macOS: SKIPPED, it cannot be run here"
+
+# The numbers to compare with.
+test-platform-linux: test-c-install
+	mkdir -p $(PLATFORMS)/linux
+	$(CC) -std=c11 -O1 $(C_WARNINGS) $(C_LMSD) tests/numbers.c $(C_LIBS) -o $(PLATFORMS)/linux/numbers
+	$(CC) -std=c11 -O1 $(C_WARNINGS) $(C_LMSD) examples/c/twelve_lines.c $(C_LIBS) -o $(PLATFORMS)/linux/twelve_lines_c
+	$(CC) -std=c11 -O1 $(C_WARNINGS) $(C_LMSD) examples/c/digits_gmm.c $(C_LIBS) -o $(PLATFORMS)/linux/digits_gmm
+	cd $(PLATFORMS)/linux && ./numbers > numbers.out && ./twelve_lines_c > twelve_lines_c.out && \
+		./digits_gmm --nfe 3 --out digits_gmm.json > digits_gmm.out 2> digits_gmm.log
+
+ifeq ($(WINE),)
+test-platform-windows:
+	@echo "Windows: SKIPPED, wine is not here"
+else
+test-platform-windows: export WINEPREFIX := $(abspath $(PLATFORMS)/wine)
+test-platform-windows: export WINEDEBUG := -all
+test-platform-windows: test-platform-linux $(WINDOWS_LIBRARY)
+	$(TEST_PLATFORM) $(PLATFORMS)/windows x86_64-windows-gnu $(dir $(WINDOWS_LIBRARY))liblmsd.dll.a $(WINE)
+endif
+
+ifeq ($(and $(QEMU_ARM64),$(wildcard $(ARM64_SYSTEM)/lib/ld-linux-aarch64.so.1)),)
+test-platform-arm64:
+	@echo "Linux on arm64: SKIPPED, qemu-aarch64 or $(ARM64_SYSTEM)/lib is not here"
+else
+test-platform-arm64: test-platform-linux $(ARM64_LIBRARY)
+	$(TEST_PLATFORM) $(PLATFORMS)/arm64 aarch64-linux-gnu.2.28 $(ARM64_LIBRARY) $(QEMU_ARM64) -L $(ARM64_SYSTEM)
+endif
