@@ -17,18 +17,8 @@
 #include <unistd.h>
 
 #include "lmsd.h"
+#include "checks.h"
 #include "platform.h"
-
-static int passed, failed;
-
-static void check(bool good, const char *what, int line) {
-    if (good) {
-        passed++;
-        return;
-    }
-    failed++;
-    fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, line, what);
-}
 
 static void check_status(lmsd_status got, lmsd_status wanted, const char *says, const char *what, int line) {
     bool good = got == wanted && (says == NULL || strstr(lmsd_last_error(), says) != NULL);
@@ -39,7 +29,6 @@ static void check_status(lmsd_status got, lmsd_status wanted, const char *says, 
     }
 }
 
-#define CHECK(condition) check((condition), #condition, __LINE__)
 #define OK(call) check_status((call), LMSD_STATUS_OK, NULL, #call, __LINE__)
 /* The call fails with this status, and the text names the value at fault. */
 #define REFUSED(call, status, says) check_status((call), LMSD_STATUS_##status, says, #call, __LINE__)

@@ -20,19 +20,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "lmsd.h"
+#include "checks.h"
 
-static int passed, failed;
-
-static void check(bool good, const char *what, int line) {
-    if (good) {
-        passed++;
-        return;
-    }
-    failed++;
-    fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, line, what);
-}
-#define CHECK(condition) check((condition), #condition, __LINE__)
 
 /* ------------------------------------------------------------------ the library */
 
@@ -104,25 +93,6 @@ static void load(const char *path) {
 #define LARGE (6 << 20) /* elements: enough for threads */
 static const int64_t SHAPE[] = {BATCH, LENGTH}, LARGE_SHAPE[] = {BATCH, LARGE / BATCH};
 
-static lmsd_tensor tensor(void *data, int bits, const int64_t *shape) {
-    lmsd_tensor t = {0};
-    t.data = data;
-    t.device.device_type = LMSD_DEVICE_CPU;
-    t.ndim = 2;
-    t.dtype = (lmsd_dtype){LMSD_DTYPE_FLOAT, (uint8_t)bits, 1};
-    t.shape = shape;
-    return t;
-}
-
-static double normal(uint64_t *state) {
-    double u[2];
-    for (int i = 0; i < 2; i++) {
-        *state = *state * 6364136223846793005u + 1442695040888963407u;
-        u[i] = ((double)(*state >> 11) + 0.5) * 0x1p-53;
-    }
-    return sqrt(-2 * log(u[0])) * cos(6.283185307179586 * u[1]);
-}
-
 /* The same in every rounding mode: rational, and computed in the default one. Tells the host's mode as it found it. */
 static atomic_int mode_seen;
 static int model(void *user, const lmsd_call *call, const void *in, void *out) {
@@ -155,7 +125,7 @@ static int begin(void *user, uint64_t batch, void *x_t) {
     fegetenv(&hosts);
     fesetenv(FE_DFL_ENV);
     uint64_t state = batch + 1;
-    for (int i = 0; i < SIZE; i++) ((double *)((lmsd_tensor *)x_t)->data)[i] = 80 * normal(&state);
+    for (int i = 0; i < SIZE; i++) ((double *)((lmsd_tensor *)x_t)->data)[i] = 80 * normal_of(&state);
     fesetenv(&hosts);
     return 0;
 }
@@ -170,7 +140,7 @@ static uint64_t mixed(uint64_t sum, const void *data, size_t bytes) {
 static bool sampled_large(uint64_t *sum) {
     float *x = calloc(LARGE, sizeof *x), *y = calloc(LARGE, sizeof *y);
     for (int i = 0; i < LARGE; i += 4096) x[i] = (float)i;
-    lmsd_tensor tx = tensor(x, 32, LARGE_SHAPE), ty = tensor(y, 32, LARGE_SHAPE);
+    lmsd_tensor tx = tensor_of(x, 32, LARGE_SHAPE), ty = tensor_of(y, 32, LARGE_SHAPE);
     lmsd_schedule *s = NULL;
     bool good = lib.solve("{\"nfe\": 3}", &s) == LMSD_STATUS_OK &&
                 lib.sample(s, NULL, &tx, model_large, NULL, NULL, &ty) == LMSD_STATUS_OK;
@@ -187,7 +157,7 @@ static bool sampled_large(uint64_t *sum) {
 /* Something of everything that computes. */
 static bool computed(bool with_fit, uint64_t *sum) {
     double x[SIZE], y[SIZE];
-    lmsd_tensor tx = tensor(x, 64, SHAPE), ty = tensor(y, 64, SHAPE);
+    lmsd_tensor tx = tensor_of(x, 64, SHAPE), ty = tensor_of(y, 64, SHAPE);
     begin(NULL, 7, &tx);
     lmsd_schedule *s = NULL, *read = NULL;
     char *text = NULL, *read_text = NULL;
@@ -305,7 +275,7 @@ static bool refuses_depth(void) {
     snprintf(options, sizeof options, "{\"starts\": %s}", brackets);
     snprintf(host, sizeof host, "{\"model\": %s}", brackets);
     double x[SIZE];
-    lmsd_tensor tx = tensor(x, 64, SHAPE);
+    lmsd_tensor tx = tensor_of(x, 64, SHAPE);
     lmsd_problem p = {.struct_size = sizeof p, .like = &tx, .begin = begin, .model = model};
     lmsd_distilled *none = NULL;
     lmsd_schedule *s = NULL;
@@ -394,7 +364,7 @@ static int model_that_calls(void *user, const lmsd_call *call, const void *in, v
 
 static void test_reentry(void) {
     double x[SIZE], y[SIZE], wanted[SIZE];
-    lmsd_tensor tx = tensor(x, 64, SHAPE), ty = tensor(y, 64, SHAPE), tw = tensor(wanted, 64, SHAPE);
+    lmsd_tensor tx = tensor_of(x, 64, SHAPE), ty = tensor_of(y, 64, SHAPE), tw = tensor_of(wanted, 64, SHAPE);
     begin(NULL, 3, &tx);
     lmsd_schedule *s = NULL;
     uint64_t sum = 0, once = 0;

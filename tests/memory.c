@@ -20,7 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "lmsd.h"
+#include "checks.h"
 
 /* ------------------------------------------------------------------ the allocator */
 
@@ -87,25 +87,6 @@ static double x[BATCH * LENGTH], y[BATCH * LENGTH], z[BATCH * LENGTH];
 static float *large[3];
 static lmsd_tensor tx, ty, tz, tl[3];
 
-static lmsd_tensor tensor(void *data, int bits, const int64_t *shape) {
-    lmsd_tensor t = {0};
-    t.data = data;
-    t.device.device_type = LMSD_DEVICE_CPU;
-    t.ndim = 2;
-    t.dtype = (lmsd_dtype){LMSD_DTYPE_FLOAT, (uint8_t)bits, 1};
-    t.shape = shape;
-    return t;
-}
-
-static double normal(uint64_t *state) {
-    double u[2];
-    for (int i = 0; i < 2; i++) {
-        *state = *state * 6364136223846793005u + 1442695040888963407u;
-        u[i] = ((double)(*state >> 11) + 0.5) * 0x1p-53;
-    }
-    return sqrt(-2 * log(u[0])) * cos(6.283185307179586 * u[1]);
-}
-
 static int model(void *user, const lmsd_call *call, const void *in, void *out) {
     (void)user;
     const double *from = ((const lmsd_tensor *)in)->data;
@@ -126,7 +107,7 @@ static int model_large(void *user, const lmsd_call *call, const void *in, void *
 static int begin(void *user, uint64_t batch, void *x_t) {
     (void)user;
     uint64_t state = batch + 1;
-    for (int i = 0; i < BATCH * LENGTH; i++) ((double *)((lmsd_tensor *)x_t)->data)[i] = 80 * normal(&state);
+    for (int i = 0; i < BATCH * LENGTH; i++) ((double *)((lmsd_tensor *)x_t)->data)[i] = 80 * normal_of(&state);
     return 0;
 }
 
@@ -425,7 +406,7 @@ static bool huge(void) {
     static double many[200000];
     static const void *columns[1000];
     static const int64_t shape[] = {200000, 1};
-    lmsd_tensor t = tensor(many, 64, shape);
+    lmsd_tensor t = tensor_of(many, 64, shape);
     for (int i = 0; i < 1000; i++) columns[i] = &t;
     double out[1];
     const struct rlimit limit = {(rlim_t)1 << 36, RLIM_INFINITY};
@@ -457,11 +438,11 @@ static bool prepare_large(void) {
 
 static bool prepare(void) {
     uint64_t state = 3;
-    for (int i = 0; i < BATCH * LENGTH; i++) x[i] = 80 * normal(&state);
-    tx = tensor(x, 64, SHAPE), ty = tensor(y, 64, SHAPE), tz = tensor(z, 64, SHAPE);
+    for (int i = 0; i < BATCH * LENGTH; i++) x[i] = 80 * normal_of(&state);
+    tx = tensor_of(x, 64, SHAPE), ty = tensor_of(y, 64, SHAPE), tz = tensor_of(z, 64, SHAPE);
     for (int i = 0; i < 3; i++) {
         large[i] = calloc(1 << 20, sizeof(float));
-        tl[i] = tensor(large[i], 32, LARGE);
+        tl[i] = tensor_of(large[i], 32, LARGE);
     }
     const char *folder = getenv("TMPDIR");
     snprintf(path, sizeof path, "%s/lmsd-memory-%ld.json", folder != NULL ? folder : "/tmp", (long)getpid());
