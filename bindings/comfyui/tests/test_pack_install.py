@@ -139,10 +139,9 @@ def test_the_commands_install_it(shell, tmp_path):
 
 
 def test_the_makefile_builds_wheels_where_the_texts_look_for_them():
-    text = (ROOT / "Makefile").read_text("utf-8")
-    assert re.search(
-        r"^wheel:.*\n(\t.*\n)*?\t.*--wheel --outdir bindings/python/dist bindings/python$", text, re.M
-    )
+    text = (ROOT / "mk" / "wheels.mk").read_text("utf-8")
+    assert re.search(r"^build_wheel = (.*\n)*?\t.*--wheel --outdir \$\(3\) bindings/python$", text, re.M)
+    assert re.search(r"^wheel:.*\n\t\$\(call build_wheel,.*,bindings/python/dist\)$", text, re.M)
 
 
 def test_all_texts_give_the_same_commands():
