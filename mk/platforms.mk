@@ -7,8 +7,9 @@
 
 PLATFORMS := build/platforms
 TEST_PLATFORM := ZIG=$(abspath $(VENV)/bin/python-zig) PYTHON=$(abspath $(PY)) sh mk/test_platform.sh
-WINE := $(shell command -v wine64 wine /usr/lib/wine/wine64 | head -n 1)
-QEMU_ARM64 := $(shell command -v qemu-aarch64 qemu-aarch64-static | head -n 1)
+first_of = $(firstword $(foreach name,$(1),$(shell command -v $(name))))
+WINE := $(call first_of,wine64 wine /usr/lib/wine/wine64)
+QEMU_ARM64 := $(call first_of,qemu-aarch64 qemu-aarch64-static)
 ARM64_SYSTEM ?= /usr/aarch64-linux-gnu
 WINDOWS_LIBRARY := $(LMSD_TARGET)/x86_64-pc-windows-gnu/release/lmsd.dll
 ARM64_LIBRARY := $(LMSD_TARGET)/aarch64-unknown-linux-gnu/release/liblmsd.so
