@@ -7,7 +7,7 @@ use std::ptr;
 use crate::error::{Error, Result, Status};
 use crate::inside::outside;
 use crate::memory;
-use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors};
+use crate::tensor::{Cpu, CpuTensor, LmsdTensor, Tensors, not_finite_in};
 use crate::{growing, sized};
 
 /// The host's own tensors: any framework, any device. Functions get `user_data` first, run on the
@@ -357,7 +357,7 @@ impl Tensors for Backend {
 
     fn not_finite(&self, of: &Handle) -> Result<Option<usize>> {
         let Self::Host(host @ LmsdHost { not_finite: Some(not_finite), .. }) = self else {
-            return Ok(self.gram(&[of])?.iter().position(|square| !square.is_finite()));
+            return self.gram(&[of]).map(not_finite_in);
         };
         let mut trajectory = 0;
         // SAFETY: a `not_finite` as `lmsd_host` says gets its own user data and tensor, and room for a number.

@@ -1,4 +1,5 @@
-//! What JSON must be beyond what serde asks for. Knows nothing of what is in it.
+//! What JSON must be beyond what serde asks for, and lists that are read without asking for memory that may end the
+//! process. Knows nothing of what is in it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -58,12 +59,8 @@ impl<'de> Deserialize<'de> for Unique {
             fn visit_str<E>(self, value: &str) -> Result<Value, E> {
                 Ok(value.into())
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
-                let mut list = Vec::new();
-                while let Some(Unique(value)) = seq.next_element()? {
-                    memory::push(&mut list, value).map_err(A::Error::custom)?;
-                }
-                Ok(Value::Array(list))
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Value, A::Error> {
+                items(seq, |unique: Unique| unique.0).map(Value::Array)
             }
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
                 let mut map = Map::new();
@@ -80,7 +77,49 @@ impl<'de> Deserialize<'de> for Unique {
     }
 }
 
-/// For fields of this type.
+/// A list of such values.
 pub fn unique<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<Value>, D::Error> {
-    Ok(Vec::<Unique>::deserialize(input)?.into_iter().map(|unique| unique.0).collect())
+    Ok(list::<Unique, _>(input)?.into_iter().map(|unique| unique.0).collect())
+}
+
+/// A list, as long as the file has it.
+pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
+    List::deserialize(input).map(|list| list.0)
+}
+
+/// A list, or null.
+pub fn optional_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    input: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    Ok(Option::<List<T>>::deserialize(input)?.map(|list| list.0))
+}
+
+struct List<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Items<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
+            type Value = List<T>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, from: A) -> Result<List<T>, A::Error> {
+                items(from, |item| item).map(List)
+            }
+        }
+        input.deserialize_seq(Items(PhantomData))
+    }
+}
+
+/// What is left of a sequence, item by item.
+fn items<'de, T: Deserialize<'de>, U, A: SeqAccess<'de>>(
+    mut from: A,
+    each: impl Fn(T) -> U,
+) -> Result<Vec<U>, A::Error> {
+    let mut list = Vec::new();
+    while let Some(item) = from.next_element()? {
+        memory::push(&mut list, each(item)).map_err(A::Error::custom)?;
+    }
+    Ok(list)
 }

@@ -16,7 +16,6 @@
 //! classifier-free guidance, whose scale is w, a call has (`guidance`).
 
 mod file;
-mod list;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::file::check_length;
 pub use self::file::{FORMAT, MAX_FILE_BYTES};
 use crate::error::{Error, Result, Status};
+use crate::json;
 
 /// A schedule is refused above this many nodes.
 pub const MAX_NODES: usize = 1000;
@@ -58,7 +58,7 @@ pub struct Node {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub guidance: f64,
     /// Prediction coefficients over D_n, D_{n-1}, ..., newest first; 1 to n + 1 of them.
-    #[serde(deserialize_with = "list::read")]
+    #[serde(deserialize_with = "json::list")]
     pub weights: Vec<f64>,
 }
 
@@ -110,7 +110,7 @@ pub struct MadeFor {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_scale_2: Option<f64>,
     /// Shape of one latent, without the batch.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "list::read_optional")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "json::optional_list")]
     pub latent_shape: Option<Vec<u64>>,
     /// Smallest noise level the model knows.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,11 +191,11 @@ pub struct MadeBy {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub improved: Option<bool>,
     /// The handcrafted solvers at the same NFE, best first.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list::read")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::list")]
     pub handcrafted: Vec<Baseline>,
     /// Distances of this schedule and of others, at this NFE and at others, on trajectories that
     /// nothing was fitted to or selected by.
-    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "list::read")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json::list")]
     pub compared: Vec<Baseline>,
 }
 

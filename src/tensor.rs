@@ -60,6 +60,11 @@ pub trait Tensors {
 
     /// The first trajectory with an element that is not finite.
     fn not_finite(&self, of: &Self::Tensor) -> Result<Option<usize>> {
-        Ok(self.gram(&[of])?.iter().position(|square| !square.is_finite()))
+        self.gram(&[of]).map(not_finite_in)
     }
+}
+
+/// The first trajectory whose square is not finite.
+pub(crate) fn not_finite_in(squares: Vec<f64>) -> Option<usize> {
+    squares.iter().position(|square| !square.is_finite())
 }

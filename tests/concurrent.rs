@@ -1,6 +1,8 @@
 //! The thread rule of the header, done: any number of threads on one schedule, distillations side by side, cancelling
 //! from another thread, handles and texts that change threads. `make test-tsan` runs it under ThreadSanitizer.
 
+mod noise;
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{from_ref, null, null_mut};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,6 +11,7 @@ use std::thread;
 use lmsd::call::{Call, Progress};
 use lmsd::tensor::{CpuTensor, Dtype};
 use lmsd::{Schedule, Status};
+use noise::Noise;
 
 type Model = unsafe extern "C" fn(*mut c_void, *const Call, *const c_void, *mut c_void) -> c_int;
 
@@ -104,13 +107,7 @@ unsafe extern "C" fn model(_: *mut c_void, call: *const Call, x: *const c_void, 
 }
 
 fn noise(seed: u64, shape: [i64; 2]) -> CpuTensor {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut uniform = move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    };
-    let mut normal = || (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
-    let some: Vec<f64> = (0..4096).map(|_| 80.0 * normal()).collect();
+    let some: Vec<f64> = Noise::of(seed).normals(4096).into_iter().map(|n| 80.0 * n).collect();
     let values: Vec<f64> = some.iter().copied().cycle().take((shape[0] * shape[1]) as usize).collect();
     CpuTensor::from_f64(Dtype::F32, &shape, &values).unwrap()
 }

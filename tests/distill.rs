@@ -1,6 +1,8 @@
 //! Distillation on an exact denoiser: what it gains, what it keeps, and that it can be stopped,
 //! killed, repeated, and shared by ranks. The data are a mixture of Gaussians, whose denoiser is known.
 
+mod noise;
+
 use std::cell::{Cell, RefCell};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -9,28 +11,11 @@ use lmsd::distill::{Config, Distilled, Objective, Phase, Problem, Progress, Weig
 use lmsd::schedule::{Process, Schedule};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
 use lmsd::{Call, Error, Purpose, Result, Status};
+use noise::Noise;
 
 const DIMENSIONS: usize = 8;
 const BATCH: usize = 4;
 const DEVIATION: f64 = 0.15;
-
-/// splitmix64, and normal numbers by Box and Muller.
-struct Noise(u64);
-
-impl Noise {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 + 1e-17
-    }
-
-    fn normal(&mut self) -> f64 {
-        let (u, v) = (self.uniform(), self.uniform());
-        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-    }
-}
 
 /// Ranks that are threads. Sums in the order in which they arrive.
 struct Team {
@@ -160,7 +145,7 @@ fn write(tensor: &mut CpuTensor, values: &[f64]) {
 
 impl Problem<CpuTensor> for Mixture<'_> {
     fn begin(&mut self, batch: u64, x_t: &mut CpuTensor) -> Result<()> {
-        let mut noise = Noise(batch.wrapping_mul(0x1234_5678_9abc_def1) ^ 99);
+        let mut noise = Noise::of(batch);
         let start = if self.process == Process::Ve { 80.0 } else { 1.0 };
         let x: Vec<f64> = (0..BATCH * DIMENSIONS).map(|_| start * noise.normal()).collect();
         if self.reshapes && batch % 2 == 1 {

@@ -2,6 +2,8 @@
 //! goes back. docs/faults.md has the results. `LMSD_FAULTS=200` has each of these tried as often instead of a few times.
 #![cfg(unix)]
 
+mod noise;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -12,34 +14,10 @@ use lmsd::schedule::Schedule;
 use lmsd::solver::{Spec, solve};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype};
 use lmsd::{Call, Purpose, Result, Status};
+use noise::Noise;
 
 const DIMENSIONS: usize = 4;
 const BATCH: usize = 4;
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-}
 
 /// The exact model of data that are +1 or -1 in every dimension, with variance 0.04 around these.
 #[derive(Default)]
@@ -52,7 +30,7 @@ struct Model {
 
 impl Problem<CpuTensor> for Model {
     fn begin(&mut self, batch: u64, x_t: &mut CpuTensor) -> Result<()> {
-        let mut random = Random(batch.wrapping_mul(0x1234_5678_9abc_def1) ^ 99);
+        let mut random = Noise::of(batch);
         let x: Vec<f64> = (0..BATCH * DIMENSIONS).map(|_| 80.0 * random.normal()).collect();
         *x_t = CpuTensor::from_f64(Dtype::F64, x_t.shape(), &x)?;
         Ok(())
@@ -158,7 +136,7 @@ fn a_run_killed_at_random_and_killed_again_ends_as_one_that_was_not() {
     let folder = tempfile::tempdir().unwrap();
     let full = folder.path().join("full");
     let wanted = found(&run(Some(&full), Duration::ZERO).unwrap());
-    let (total, mut random) = (lines(&full), Random(5));
+    let (total, mut random) = (lines(&full), Noise(5));
     for round in 0..times(8) {
         let path = folder.path().join(format!("{round}.jsonl"));
         for _ in 0..1 + random.below(2) {
@@ -175,7 +153,7 @@ fn a_run_killed_at_random_and_killed_again_ends_as_one_that_was_not() {
 }
 
 /// A digit, a bit, a line left out, a line twice.
-fn damage(bytes: &[u8], random: &mut Random) -> Vec<u8> {
+fn damage(bytes: &[u8], random: &mut Noise) -> Vec<u8> {
     let mut damaged = bytes.to_vec();
     let digits: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at].is_ascii_digit()).collect();
     let mut lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
@@ -201,7 +179,7 @@ fn a_damaged_checkpoint_gives_the_same_schedule_or_is_refused() {
     let path = folder.path().join("run.jsonl");
     let wanted = found(&run(Some(&path), Duration::ZERO).unwrap());
     let whole = fs::read(&path).unwrap();
-    let (mut refused, mut random) = (0, Random(6));
+    let (mut refused, mut random) = (0, Noise(6));
     let count = times(60);
     for _ in 0..count {
         let damaged = damage(&whole, &mut random);
@@ -307,7 +285,7 @@ fn on_a_full_disk_a_file_that_is_saved_over_stays() {
 #[test]
 fn processes_that_save_to_one_path_and_are_killed_leave_a_whole_file() {
     let folder = tempfile::tempdir().unwrap();
-    let (path, mut random) = (folder.path().join("s.json"), Random(7));
+    let (path, mut random) = (folder.path().join("s.json"), Noise(7));
     for round in 0..times(4) {
         let mut children: Vec<Child> = (0..2).map(|_| start(&path, Duration::ZERO, "")).collect();
         wait_for(&path, 1, &mut children[0]);

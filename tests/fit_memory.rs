@@ -1,11 +1,14 @@
 //! The peak of a distillation's tensors is what docs/limits.md says.
 
+mod noise;
+
 use std::cell::Cell;
 
 use lmsd::Result;
 use lmsd::call::Call;
 use lmsd::distill::{Config, Problem, distill};
 use lmsd::tensor::{Cpu, CpuTensor, Dtype, Tensors};
+use noise::Noise;
 
 thread_local! {
     /// Tensors now, and at most.
@@ -56,14 +59,8 @@ struct Toy {
 
 impl Problem<Counted> for Toy {
     fn begin(&mut self, batch: u64, x_t: &mut Counted) -> Result<()> {
-        let mut state = batch.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut uniform = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-        };
-        let mut normal =
-            |_| 80.0 * (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos();
-        let values: Vec<f64> = (0..self.batch * 6).map(&mut normal).collect();
+        let noise = Noise::of(batch).normals(self.batch * 6);
+        let values: Vec<f64> = noise.into_iter().map(|n| 80.0 * n).collect();
         let made = CpuTensor::from_f64(Dtype::F64, &[self.batch as i64, 6], &values)?;
         Cpu.lincomb(&mut x_t.0, &[(1.0, &made)])
     }

@@ -1,6 +1,8 @@
 //! Tensors of libtorch against the built-in ones: what they compute, what they share, what they refuse,
 //! and that a schedule is sampled and distilled the same. On CUDA too, where there is a device.
 
+mod noise;
+
 use std::ptr;
 
 use lmsd::distill::{Config, Distilled, Problem, distill};
@@ -10,6 +12,7 @@ use lmsd::tensor::{Cpu, CpuTensor, Dtype, LmsdTensor, Tensors};
 use lmsd::torch::Torch;
 use lmsd::torch::tch::{Cuda, Device, Kind, TchError, Tensor};
 use lmsd::{Call, Error, Purpose, Result, Status};
+use noise::Noise;
 
 const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16];
 
@@ -18,22 +21,9 @@ fn devices() -> Vec<Device> {
     [Device::Cpu].into_iter().chain(cuda.then_some(Device::Cuda(0))).collect()
 }
 
-/// splitmix64, and normal numbers by Box and Muller.
-fn noise(seed: u64, n: usize) -> Vec<f64> {
-    let mut state = seed.wrapping_mul(0x1234_5678_9abc_def1) ^ 99;
-    let mut uniform = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 + 1e-17
-    };
-    (0..n).map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()).collect()
-}
-
 fn cpu_tensor(dtype: Dtype, shape: &[i64], seed: u64) -> CpuTensor {
     let n = shape.iter().product::<i64>() as usize;
-    CpuTensor::from_f64(dtype, shape, &noise(seed, n)).unwrap()
+    CpuTensor::from_f64(dtype, shape, &Noise::of(seed).normals(n)).unwrap()
 }
 
 /// A view of a built-in tensor's memory, which must outlive it.
@@ -303,7 +293,8 @@ struct Mixture {
 
 impl Mixture {
     fn new(device: Device, kind: Kind) -> Self {
-        let means = Tensor::from_slice(&noise(7, 12 * DIMENSIONS as usize)).view([12, DIMENSIONS]);
+        let means =
+            Tensor::from_slice(&Noise::of(7).normals(12 * DIMENSIONS as usize)).view([12, DIMENSIONS]);
         Self { means: means.to_kind(kind).to_device(device), device }
     }
 
@@ -317,7 +308,7 @@ impl Mixture {
     }
 
     fn start(&self, batch: u64, x_t: &mut Tensor) {
-        let x: Vec<f64> = noise(batch + 1000, (BATCH * DIMENSIONS) as usize);
+        let x: Vec<f64> = Noise::of(batch + 1000).normals((BATCH * DIMENSIONS) as usize);
         x_t.copy_(&(SIGMA_MAX * Tensor::from_slice(&x).view([BATCH, DIMENSIONS])));
     }
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MadeBy, MadeFor, Node, Process, Schedule, list};
+use super::{MadeBy, MadeFor, Node, Process, Schedule};
 use crate::error::{Error, Result, Status};
-use crate::json::Named;
+use crate::json::{self, Named};
 use crate::{files, memory};
 
 /// The file format that this library reads and writes.
@@ -27,7 +27,7 @@ struct File {
     nfe: usize,
     sigma_start: f64,
     sigma_end: f64,
-    #[serde(deserialize_with = "list::read")]
+    #[serde(deserialize_with = "json::list")]
     nodes: Vec<Named<Node>>,
     #[serde(default)]
     made_for: Option<Named<MadeFor>>,

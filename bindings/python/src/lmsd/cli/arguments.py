@@ -15,7 +15,7 @@ PROBLEMS = """\
     like                    a tensor of the shape, dtype and device of one batch (numpy or torch)
     begin(batch)            makes batch number `batch` current and returns its x_T, noise level sigma_max
     model(x, sigma)         the denoised tensor for the current batch, guidance included; with --fit-guidance
-                            model(x, sigma, share): at guidance scale 1 + share * (scale - 1)
+                            model(x, sigma, guidance): at scale 1 + guidance * (scale - 1)
 
 and, where the library's defaults do not fit, process, sigma_min, sigma_max, sigma_end, made_for (a dict
 for the schedules to say: model, guidance_scale, ...) and seeds (a text that names its noise, its conditions
