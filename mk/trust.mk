@@ -2,6 +2,7 @@
 # is made of. Tools are installed into build/tools when they are needed first.
 #
 #   make fuzz [SECONDS=60] [FUZZ_TARGETS=...]   each target of fuzz/ for that long, under AddressSanitizer; needs nightly Rust
+#       FUZZ_BUILD=--no-trace-compares: more inputs a second, which know less of what the code compares them with
 #   make fuzz-coverage                          which lines of src/ the corpus reaches
 #   make deny [DENY_DB=...]                     licences, sources, doubles and known advisories of all dependencies
 #   make msrv                                   the library on the oldest Rust that Cargo.toml promises
@@ -10,6 +11,7 @@
 
 CARGO_TOOLS := build/tools
 SECONDS ?= 60
+FUZZ_BUILD ?=
 FUZZ_TARGETS ?= schedule solver_options distill_options journal tensor calls
 # New inputs; faults are in fuzz/artifacts.
 FUZZ_FOUND := build/fuzz
@@ -29,7 +31,7 @@ $(CARGO_TOOLS)/bin/cargo-fuzz:
 
 fuzz: $(CARGO_TOOLS)/bin/cargo-fuzz nightly
 	set -e; for target in $(FUZZ_TARGETS); do mkdir -p $(FUZZ_FOUND)/$$target; \
-		$(FUZZ) run $$target $(FUZZ_FOUND)/$$target fuzz/corpus/$$target -- $(FUZZ_LIMITS) \
+		$(FUZZ) run $(FUZZ_BUILD) $$target $(FUZZ_FOUND)/$$target fuzz/corpus/$$target -- $(FUZZ_LIMITS) \
 			-max_total_time=$(SECONDS) -print_final_stats=1; done
 
 fuzz-corpus: $(CARGO_TOOLS)/bin/cargo-fuzz nightly

@@ -88,12 +88,12 @@ fn solver_options() {
 
 #[test]
 fn distill_options() {
-    replay("distill_options", 500);
+    replay("distill_options", 2000);
 }
 
 #[test]
 fn journal() {
-    replay("journal", 60);
+    replay("journal", 1000);
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn tensor() {
 
 #[test]
 fn calls() {
-    replay("calls", 500);
+    replay("calls", 2000);
 }
 
 #[test]

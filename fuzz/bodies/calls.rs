@@ -502,9 +502,9 @@ pub fn calls(data: &[u8]) {
             14..20 => play.sample(),
             20..27 => play.steps(),
             // A distillation takes as long as a hundred other calls.
-            27 if play.pick(8) == 0 => play.distill(),
+            27 if play.pick(32) == 0 => play.distill(),
             28..30 => play.after_distilling(),
-            30 if play.pick(4) == 0 => play.compare(),
+            30 if play.pick(16) == 0 => play.compare(),
             _ => play.free(),
         }
     }

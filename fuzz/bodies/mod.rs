@@ -24,6 +24,14 @@ pub use journal::journal;
 pub use readers::{distill_options, schedule, solver_options};
 pub use tensor::tensor;
 
+/// Whether an input is one of the few for which a body goes on to a distillation, which takes as long as reading ten
+/// thousand texts. By a hash: the same input always does the same.
+fn rarely(data: &[u8]) -> bool {
+    let hash =
+        data.iter().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    (hash >> 8).is_multiple_of(if cfg!(fuzzing) { 1 << 13 } else { 8 })
+}
+
 /// What takes an input.
 pub type Body = fn(&[u8]);
 

@@ -7,6 +7,7 @@ use lmsd::distill::Config;
 use lmsd::schedule::MAX_NODES;
 
 use super::abi::*;
+use super::rarely;
 use super::toy::*;
 
 /// What is accepted is within the rules, and is written and read to the same.
@@ -62,15 +63,17 @@ pub fn solver_options(data: &[u8]) {
     }
 }
 
-/// What is accepted can be read again to the same, and a distillation with it comes to a model call or says why not.
+/// What is accepted can be read again to the same, and a distillation with it comes to a model call or says why not;
+/// what is not is refused by a distillation too.
 pub fn distill_options(data: &[u8]) {
     let options = c_text(data);
     let config = options.to_str().ok().and_then(|text| Config::from_json(text).ok());
     if let Some(config) = &config {
         let again = Config::from_json(&serde_json::to_string(config).unwrap());
         assert_eq!(again.as_ref(), Ok(config));
-        if config.checkpoint.is_some() {
-            return; // else bytes would say which files are written
+        // Bytes would say which files are written.
+        if config.checkpoint.is_some() || !rarely(data) {
+            return;
         }
     }
     let sigma_max = config.as_ref().map_or(80.0, |config| config.sigma_max);

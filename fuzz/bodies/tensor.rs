@@ -8,7 +8,7 @@ use arbitrary::Unstructured;
 use lmsd::tensor::{LmsdDevice, LmsdDtype, LmsdTensor};
 
 use super::abi::*;
-use super::toy::{Toy, get, model, out, own_sampler, own_schedule, seen, set};
+use super::toy::{Owned, Toy, get, model, out, own_sampler, own_schedule, seen, set};
 
 /// Of the buffer, in bytes.
 const ROOM: usize = 256;
@@ -160,8 +160,16 @@ fn alone(input: &mut Described, place: Option<(usize, usize)>) {
 
 /// Sampling in place, and step by step.
 fn sampled(input: &mut Described, place: Option<(usize, usize)>) {
-    let schedule = out(|made| unsafe { lmsd_schedule_solve(c"{\"nfe\": 3}".as_ptr(), made) });
-    let schedule = own_schedule(schedule.expect("these options are fine"));
+    thread_local! {
+        static SCHEDULE: Owned<Schedule> = {
+            let made = out(|made| unsafe { lmsd_schedule_solve(c"{\"nfe\": 3}".as_ptr(), made) });
+            own_schedule(made.expect("these options are fine"))
+        };
+    }
+    SCHEDULE.with(|schedule| sampled_with(schedule, input, place));
+}
+
+fn sampled_with(schedule: &Owned<Schedule>, input: &mut Described, place: Option<(usize, usize)>) {
     let x = input.pointer();
     if let Some(place) = place {
         let plain = input.plain(place);

@@ -67,10 +67,13 @@ impl Key {
     }
 }
 
+/// A measurement.
 #[derive(Serialize, Deserialize, Clone)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
+    /// What was measured.
     pub kind: Kind,
+    /// On what: [`Key::number`].
     pub key: u64,
     /// Batch calls that it took: the teacher's, all others.
     pub calls: [u64; 2],
@@ -138,6 +141,7 @@ impl Head {
     }
 }
 
+/// A run's measurements, and its file where it has one.
 #[derive(Default)]
 pub struct Journal {
     file: Option<Written>,

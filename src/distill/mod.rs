@@ -46,6 +46,8 @@ mod unknowns;
 pub use crate::call::{Call, Phase, Progress, Purpose};
 pub use compare::compare;
 pub use config::{Config, Objective, WeightSums};
+#[doc(hidden)] // for fuzz/
+pub use journal::{Journal, Kind, Record};
 pub use report::{Distilled, Fitted, Trace};
 pub use run::distill;
 
