@@ -110,6 +110,13 @@ lint: venv-check
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(WORKFLOW)
+	$(VENV)/bin/zizmor --quiet --offline $(WORKFLOW)
+	$(MAKE) --no-print-directory -n $(WORKFLOW_TARGETS) > /dev/null
+
+# What the release workflow calls has to be there.
+WORKFLOW := .github/workflows/release.yml
+WORKFLOW_TARGETS = $(filter-out %=%,$(shell sed -n 's/.*run: .*make \([a-z -]*\).*/\1/p' $(WORKFLOW)))
 
 test-rust:
 	$(CARGO) test --quiet

@@ -10,7 +10,8 @@ from mixture import Mixture  # noqa: E402
 # Ctrl-C is heard, by the tests and by the processes that they start, whoever started them: what runs in a
 # shell's background inherits it ignored. A handler here is the default again in a child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+if hasattr(signal, "pthread_sigmask"):  # not on Windows
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+REPOSITORY = ROOT.parents[1]
 
 
 def python(code, **environment):
@@ -54,8 +55,16 @@ def test_torch_and_matplotlib_are_loaded_only_when_needed():
     assert code == 0 and last_line(text) == "[]"
 
 
-def test_the_package_has_the_version_of_the_library():
-    assert f'version = "{lmsd.__version__}"' in (ROOT / "pyproject.toml").read_text()
+@pytest.mark.parametrize("file", ["Cargo.toml", "bindings/torch/Cargo.toml"])
+def test_the_crates_have_the_version_of_the_library(file):
+    assert f'\nversion = "{lmsd.__version__}"\n' in (REPOSITORY / file).read_text()
+
+
+@pytest.mark.parametrize("package", ["python", "torch", "comfyui"])
+def test_the_packages_have_the_version_of_the_library(package):
+    text = (ROOT.parent / package / "pyproject.toml").read_text()
+    assert f'\nversion = "{lmsd.__version__}"\n' in text
+    assert set(re.findall(r'"lmsd(?:==)([^",]*)', text)) <= {lmsd.__version__}
 
 
 def test_every_function_of_the_header_has_the_right_number_of_arguments():
