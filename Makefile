@@ -22,7 +22,7 @@ help:
 	@echo "make fuzz            looks for faults with random files, options, tensors and calls; SECONDS=60 for each target"
 	@echo "make deny            licences, sources and known advisories of dependencies; make msrv, make miri: the oldest"
 	@echo "                     Rust, and undefined behaviour"
-	@echo "make docs            the manuals of C, Python and Rust as pages, in build/docs"
+	@echo "make docs            the site: guides, and the manuals of C, Python and Rust; in build/docs"
 	@echo "make generate        the header and the functions of Python, again, after a change of an option or an export"
 	@echo "make bench-quality   distilled against every handcrafted solver, 1000 held-out trajectories"
 	@echo "make bench-cost      the price of a fit: distances at 10,000 to 60,000 image-calls, all included, on four"
@@ -174,9 +174,10 @@ docs: venv-check
 		$(CARGO) doc --quiet --no-deps --lib --document-private-items
 	$(CARGO) build --quiet --lib
 	$(PIP) -r docs/requirements.txt
-	rm -rf build/docs && mkdir -p build/docs
-	cp -r $(LMSD_TARGET)/doc build/docs/rust
-	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) $(PY) -W ignore docs/pages.py --out build/docs
+	rm -rf build/site build/docs && mkdir -p build/site
+	cp -r $(LMSD_TARGET)/doc build/site/rust
+	LMSD_LIBRARY=$(abspath $(DEBUG_SO)) $(PY) -W ignore docs/pages.py --out build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -f docs/site.yml
 	@echo "build/docs/index.html"
 
 bench-quality: library venv
