@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! descriptor   how a tensor is described to and by a host
-//! cpu          the built-in tensors     kernels   their two loops     element   SIMD     threads
+//! cpu          the built-in tensors     kernels   their two loops     element, neon   SIMD     threads
 //! ```
 
 #[allow(unsafe_code)]
@@ -13,6 +13,9 @@ mod descriptor;
 mod element;
 #[allow(unsafe_code)]
 mod kernels;
+#[cfg(target_arch = "aarch64")]
+#[allow(unsafe_code)]
+mod neon;
 mod threads;
 
 pub use self::cpu::{Cpu, CpuTensor};

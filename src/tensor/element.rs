@@ -3,6 +3,7 @@
 
 use std::mem::transmute;
 
+#[cfg(not(target_arch = "aarch64"))]
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -35,17 +36,23 @@ pub trait Isa {
     unsafe fn widen_f16(block: &Block<f16>) -> Block<f32>;
     unsafe fn narrow_f16(block: &Block<f32>) -> Block<f16>;
 
-    /// Writes a block past the caches. `to` is a multiple of 64 bytes and has room for the block.
-    unsafe fn stream<T>(block: &Block<T>, to: *mut T);
+    /// Writes a block, past the caches where there is a way. `to` is a multiple of 64 bytes and has room for the block.
+    #[inline(always)]
+    unsafe fn stream<T>(block: &Block<T>, to: *mut T) {
+        // SAFETY: as promised.
+        unsafe { to.copy_from_nonoverlapping(block.as_ptr(), BLOCK) }
+    }
     /// Makes streamed blocks visible to other threads.
-    unsafe fn stream_end();
+    #[inline(always)]
+    unsafe fn stream_end() {}
 }
 
-/// What every machine of the target has, NEON among it.
+/// What every machine of the target has. On aarch64 that is NEON: neon.rs.
 pub struct Baseline;
 
+#[cfg(not(target_arch = "aarch64"))]
 impl Isa for Baseline {
-    const FMA: bool = cfg!(target_arch = "aarch64");
+    const FMA: bool = false;
     type Lanes = [f64; 2];
 
     #[inline(always)]
@@ -76,15 +83,6 @@ impl Isa for Baseline {
         narrow.convert_from_f32_slice(block);
         narrow
     }
-
-    #[inline(always)]
-    unsafe fn stream<T>(block: &Block<T>, to: *mut T) {
-        // SAFETY: there is room for the block; no way past the caches here.
-        unsafe { to.copy_from_nonoverlapping(block.as_ptr(), BLOCK) }
-    }
-
-    #[inline(always)]
-    unsafe fn stream_end() {}
 }
 
 /// x86-64 of 2013 and later.
