@@ -45,6 +45,7 @@ help:
 	@echo "make bench-lincomb   bandwidth of the linear combination against a copy"
 	@echo "make bench-overhead  time outside the model in a distillation of a latent"
 	@echo "make bench-step      one step of each form beside k-diffusion's and diffusers' samplers, in one run"
+	@echo "make bench-arm64     how many instructions an element of a combination costs on arm64, counted by qemu"
 	@echo "make bench-flat      a million samples and a thousand fits: memory stays flat"
 	@echo "make bench-torch     the same with the tensors of libtorch, on the CPU"
 	@echo "make bench-gpu       all of that and the distillation of a U-Net on a GPU with torch 2.11, no network;"

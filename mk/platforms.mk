@@ -2,6 +2,7 @@
 #
 #   make test-platforms    the tests and examples of C and C++ for Windows under wine, and for Linux on arm64 under qemu;
 #                          they must print the numbers of this machine. What is missing is said to be skipped.
+#   make bench-arm64       how many instructions an element costs there, by qemu
 #
 # Debian: apt-get install wine64 qemu-user libc6-arm64-cross
 
@@ -14,7 +15,7 @@ ARM64_SYSTEM ?= /usr/aarch64-linux-gnu
 WINDOWS_LIBRARY := $(LMSD_TARGET)/x86_64-pc-windows-gnu/release/lmsd.dll
 ARM64_LIBRARY := $(LMSD_TARGET)/aarch64-unknown-linux-gnu/release/liblmsd.so
 
-.PHONY: test-platforms test-platform-linux test-platform-windows test-platform-arm64
+.PHONY: bench-arm64 test-platforms test-platform-linux test-platform-windows test-platform-arm64
 
 test-platforms: test-platform-windows test-platform-arm64
 	@echo "macOS: SKIPPED, it cannot be run here"
@@ -44,4 +45,11 @@ test-platform-arm64:
 else
 test-platform-arm64: test-platform-linux $(ARM64_LIBRARY)
 	$(TEST_PLATFORM) $(PLATFORMS)/arm64 aarch64-linux-gnu.2.28 $(ARM64_LIBRARY) $(QEMU_ARM64) -L $(ARM64_SYSTEM)
+
+bench-arm64: $(ARM64_LIBRARY) $(VENV)/.zig
+	mkdir -p $(PLATFORMS)/arm64
+	cp $< $(PLATFORMS)/arm64/liblmsd.so.0
+	$(VENV)/bin/python-zig cc -target aarch64-linux-gnu.2.28 -O1 -Iinclude benches/instructions.c $< \
+		-Wl,-rpath,'$$ORIGIN' -o $(PLATFORMS)/arm64/instructions
+	sh mk/instructions.sh $(PLATFORMS)/arm64 $(PLATFORMS)/arm64/instructions $(QEMU_ARM64) -L $(ARM64_SYSTEM)
 endif
