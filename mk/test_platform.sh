@@ -34,7 +34,8 @@ run() { # run PROGRAM ARGUMENT...
     shift
     echo "$name: $program" >&2
     # In its own folder, where its files go; a path from there is short, and without a drive.
-    (cd "$folder" && TMPDIR=. $runner "./$program$exe" "$@") | tr -d '\r'
+    (cd "$folder" && TMPDIR=. $runner "./$program$exe" "$@" > printed) || { status=$?; cat "$folder/printed"; return $status; }
+    tr -d '\r' < "$folder/printed"
 }
 
 name=${folder##*/}
