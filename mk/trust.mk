@@ -7,6 +7,7 @@
 #   make deny [DENY_DB=...]                     licences, sources, doubles and known advisories of all dependencies
 #   make msrv                                   the library on the oldest Rust that Cargo.toml promises
 #   make miri                                   undefined behaviour, in what Miri can run; needs nightly Rust
+#   make loom                                   the library's own lock, in every order of two threads
 #   make fuzz-corpus                            what fuzzing found goes into fuzz/corpus, as little of it as reaches as much
 
 CARGO_TOOLS := build/tools
@@ -21,7 +22,7 @@ FUZZ := ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 PATH="$(CURDIR)
 # One input may take a minute on a busy machine, and 2 GB.
 FUZZ_LIMITS := -timeout=60 -rss_limit_mb=2048 -dict=fuzz/json.dict -max_len=4096
 
-.PHONY: fuzz fuzz-coverage fuzz-corpus nightly msrv deny miri
+.PHONY: fuzz fuzz-coverage fuzz-corpus nightly msrv deny miri loom
 
 nightly:
 	@rustup run nightly rustc --version > /dev/null || { echo "rustup toolchain install nightly"; exit 1; }
@@ -74,3 +75,6 @@ miri: nightly
 	$(MIRI) --test fuzz_corpus -- tensor
 	$(MIRI) --test sample -- --skip not_by_the_steps
 	$(MIRI) --test tensor -- --skip gram_holds --skip lincomb_is_the_sum
+
+loom:
+	RUSTFLAGS="--cfg loom" $(CARGO) test --release --target-dir build/loom --test loom

@@ -6,7 +6,7 @@
 //! problem    the host's side of a distillation
 //! guard      no panic leaves an export
 //! pointers   what C hands in
-//! reserve    small memory where the system has none
+//! reserve    small memory where the system has none     spin   its lock
 //! ```
 
 mod distill;
@@ -18,4 +18,14 @@ mod reserve;
 mod sample;
 mod schedule;
 mod solvers;
+mod spin;
 mod tensors;
+
+/// What `spin` is made of.
+mod sync {
+    pub use std::sync::atomic::{AtomicBool, Ordering};
+
+    pub fn pause() {
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+}

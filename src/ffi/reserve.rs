@@ -7,10 +7,10 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
-use std::hint::spin_loop;
 use std::ptr::{self, null_mut};
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::spin::Spin;
+use super::sync::AtomicBool;
 use crate::inside::{self, Reserve};
 
 /// A failing allocation of at most what is left of so many bytes does not end the process.
@@ -26,14 +26,14 @@ static ALLOCATOR: Allocator = Allocator;
 struct Allocator;
 
 static POOL: Pool = Pool {
-    busy: AtomicBool::new(false),
+    lock: Spin { busy: AtomicBool::new(false) },
     units: UnsafeCell::new(Units([[0; UNIT]; UNITS])),
     taken: UnsafeCell::new([0; UNITS / 64]),
 };
 
 struct Pool {
-    /// Whether a thread is at `taken`. Not a lock of the system's: those may ask for memory.
-    busy: AtomicBool,
+    /// Held by the thread that is at `taken`.
+    lock: Spin,
     units: UnsafeCell<Units>,
     /// A bit for each unit.
     taken: UnsafeCell<[u64; UNITS / 64]>,
@@ -42,7 +42,7 @@ struct Pool {
 #[repr(align(128))]
 struct Units(#[allow(dead_code)] [[u8; UNIT]; UNITS]);
 
-// SAFETY: `taken` is used by the thread that holds `busy`, and a unit by whom it was given to.
+// SAFETY: `taken` is used by the thread that holds `lock`, and a unit by whom it was given to.
 unsafe impl Sync for Pool {}
 
 impl Pool {
@@ -54,14 +54,9 @@ impl Pool {
         (self.start().addr()..self.start().addr() + BYTES).contains(&piece.addr())
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut [u64; UNITS / 64]) -> T) -> T {
-        while self.busy.swap(true, Ordering::Acquire) {
-            spin_loop();
-        }
-        // SAFETY: this thread holds `busy`, and `work` does not come back here.
-        let result = work(unsafe { &mut *self.taken.get() });
-        self.busy.store(false, Ordering::Release);
-        result
+    fn with<T>(&self, work: impl FnOnce(&mut [u64; UNITS / 64]) -> T) -> Option<T> {
+        // SAFETY: this thread holds the lock, and `work` does not come back here.
+        self.lock.with(|| work(unsafe { &mut *self.taken.get() }))
     }
 
     /// The first free units in a row; NULL where there are none. What is in them is unspecified.
@@ -70,7 +65,7 @@ impl Pool {
         if layout.align() > UNIT || count > UNITS {
             return null_mut();
         }
-        self.with(|taken| {
+        let piece = self.with(|taken| {
             let mut free = 0;
             for unit in 0..UNITS {
                 free = if taken[unit / 64] >> (unit % 64) & 1 == 0 { free + 1 } else { 0 };
@@ -81,13 +76,15 @@ impl Pool {
                 }
             }
             null_mut()
-        })
+        });
+        piece.unwrap_or(null_mut())
     }
 
+    /// Where the lock cannot be had the piece is lost.
     fn give_back(&self, piece: *mut u8, layout: Layout) {
         let first = (piece.addr() - self.start().addr()) / UNIT;
         let units = first..first + layout.size().div_ceil(UNIT);
-        self.with(|taken| units.for_each(|unit| taken[unit / 64] &= !(1 << (unit % 64))));
+        let _ = self.with(|taken| units.for_each(|unit| taken[unit / 64] &= !(1 << (unit % 64))));
     }
 }
 
@@ -161,10 +158,22 @@ mod tests {
 
     /// Its own, as the library's may be in use by other tests.
     static OWN: Pool = Pool {
-        busy: AtomicBool::new(false),
+        lock: Spin { busy: AtomicBool::new(false) },
         units: UnsafeCell::new(Units([[0; UNIT]; UNITS])),
         taken: UnsafeCell::new([0; UNITS / 64]),
     };
+
+    #[test]
+    fn a_lock_that_nobody_gives_back_is_not_waited_for() {
+        static HELD: Pool = Pool {
+            lock: Spin { busy: AtomicBool::new(true) },
+            units: UnsafeCell::new(Units([[0; UNIT]; UNITS])),
+            taken: UnsafeCell::new([0; UNITS / 64]),
+        };
+        let layout = Layout::from_size_align(16, 16).unwrap();
+        assert!(HELD.take(layout).is_null());
+        HELD.give_back(HELD.start(), layout);
+    }
 
     #[test]
     fn pieces_are_apart_and_can_be_had_again() {
@@ -186,6 +195,6 @@ mod tests {
         let all = OWN.take(layout(BYTES));
         assert!(!all.is_null() && OWN.take(layout(1)).is_null());
         OWN.give_back(all, layout(BYTES));
-        assert_eq!(OWN.with(|taken| taken.iter().filter(|bits| **bits != 0).count()), 0);
+        assert_eq!(OWN.with(|taken| taken.iter().filter(|bits| **bits != 0).count()), Some(0));
     }
 }
