@@ -122,7 +122,8 @@ test-c-memory: test-c-install
 CYCLES ?= 20
 test-c-host: test-c-install
 	$(CC) -std=c11 -O1 -g $(C_WARNINGS) -I$(C_PREFIX)/include tests/host.c -ldl -lm -pthread -o $(C_BUILD)/host
-	$(C_BUILD)/host $(C_PREFIX)/lib/liblmsd.so $(CYCLES)
+	@mkdir -p $(C_BUILD)/locale; localedef -i de_DE -f UTF-8 $(C_BUILD)/locale/de_DE.UTF-8 > $(C_BUILD)/locale.log 2>&1 || true
+	LOCPATH=$(CURDIR)/$(C_BUILD)/locale $(C_BUILD)/host $(C_PREFIX)/lib/liblmsd.so $(CYCLES)
 
 # Memory stays flat; `make bench-flat` does it for longer.
 FLAT ?= 20000 20
