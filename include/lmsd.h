@@ -13,8 +13,9 @@
  *   version if what is new in it is 0. To one that the library fills in it writes what fits its size. Of
  *   one that a callback is given, read what lies within its size.
  * - Callbacks get `user_data` first, run on the thread of the call that needs them, and return 0
- *   to go on. They must not throw or longjmp through the library: keep the exception, return
- *   nonzero, and throw it again when the call has returned (lmsd.hpp does).
+ *   to go on. What one that returns nonzero has written is not taken: a tensor that it made stays the
+ *   host's. They must not throw or longjmp through the library: keep the exception, return nonzero, and
+ *   throw it again when the call has returned (lmsd.hpp does).
  * - No call keeps a pointer after it returns, unless its comment says so. Options are NUL-terminated texts
  *   of at most 16 MiB, JSON objects; "{}" has all defaults, NULL is refused.
  * - Coordinates are those of k-diffusion: a state x at noise level sigma, and `denoised`, the

@@ -365,6 +365,10 @@ unsafe extern "C" fn progress(data: *mut c_void, progress: *const Progress) -> c
 /// The batch, squared.
 pub unsafe extern "C" fn features(data: *mut c_void, x: *const c_void, to: *mut *mut c_void) -> c_int {
     let toy = unsafe { toy(data) };
+    let code = toy.stop();
+    if code != 0 {
+        return code; // before anything is made: it would not be taken
+    }
     let of = unsafe { described(x) };
     let shape = unsafe { std::slice::from_raw_parts(of.shape, of.ndim as usize) };
     let made = Tensor::new(2, shape, 0.0, 0);
@@ -376,7 +380,7 @@ pub unsafe extern "C" fn features(data: *mut c_void, x: *const c_void, to: *mut 
         unsafe { *to = made.pointer(false).cast_mut() };
         *toy.features.borrow_mut() = Some(made);
     }
-    toy.stop()
+    0
 }
 
 unsafe extern "C" fn alloc(data: *mut c_void, like: *const c_void, to: *mut *mut c_void) -> c_int {
