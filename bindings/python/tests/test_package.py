@@ -55,7 +55,7 @@ def test_torch_and_matplotlib_are_loaded_only_when_needed():
     assert code == 0 and last_line(text) == "[]"
 
 
-@pytest.mark.parametrize("file", ["Cargo.toml", "bindings/torch/Cargo.toml"])
+@pytest.mark.parametrize("file", ["Cargo.toml", "bindings/torch/Cargo.toml", "fuzz/Cargo.toml"])
 def test_the_crates_have_the_version_of_the_library(file):
     assert f'\nversion = "{lmsd.__version__}"\n' in (REPOSITORY / file).read_text()
 
