@@ -86,7 +86,7 @@ def jump(test):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trajectories", type=int, help="to fit to (default: the library's)")
+    parser.add_argument("--trajectories", type=int, default=200, help="to fit to (default %(default)s)")
     parser.add_argument("--test", type=int, default=512, help="test trajectories, in batches of 64 (512)")
     parser.add_argument("--nfe", type=int, nargs="+", default=[*FAMILY], help="of the fields (3 to 8)")
     args = parser.parse_args()
@@ -94,9 +94,8 @@ def main():
     print(
         f"the two predictions at the boundary differ by {100 * jump(test):.0f} % of a step to x0", flush=True
     )
-    options = {} if args.trajectories is None else {"trajectories": args.trajectories}
-    options |= {"nfe": (FAMILY[0], FAMILY[-1]), "progress": False, **about(train)}
-    schedules = lmsd.distill(train.model, train.begin, train.like, **options).schedules
+    options = {"nfe": (FAMILY[0], FAMILY[-1]), "trajectories": args.trajectories, **about(train)}
+    schedules = lmsd.distill(train.model, train.begin, train.like, progress=False, **options).schedules
     print(f"distilled with {train.calls['high']} + {train.calls['low']} image-calls", flush=True)
     own = dict(zip(schedules, measure(test, list(schedules.values()), args.test), strict=True))
     claims, rows, best = Claims(), {}, {}
