@@ -11,6 +11,7 @@ use arbitrary::Unstructured;
 use lmsd::host::LmsdHost;
 
 use super::abi::*;
+use super::rarely;
 use super::readers::schedules;
 use super::toy::*;
 
@@ -476,6 +477,7 @@ impl Play<'_> {
 
 /// The bytes say which calls are made.
 pub fn calls(data: &[u8]) {
+    let distils = rarely(data, 64);
     let mut bytes = Unstructured::new(data);
     let own_tensors = bytes.arbitrary::<u8>().unwrap_or_default() % 2 == 1;
     let toy = Toy::new(own_tensors, 80.0, 120);
@@ -501,10 +503,9 @@ pub fn calls(data: &[u8]) {
             12..14 => play.operations(),
             14..20 => play.sample(),
             20..27 => play.steps(),
-            // A distillation takes as long as a hundred other calls.
-            27 if play.pick(32) == 0 => play.distill(),
+            27 if distils => play.distill(),
             28..30 => play.after_distilling(),
-            30 if play.pick(16) == 0 => play.compare(),
+            30 if distils => play.compare(),
             _ => play.free(),
         }
     }

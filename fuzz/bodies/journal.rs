@@ -118,7 +118,7 @@ pub fn journal(data: &[u8]) {
         assert!(base.keys.contains(&keys), "read to something else: {keys:?}");
         assert!(spoilt != base.few || Some(&keys) == base.keys.last(), "the whole file is not read");
     }
-    if rarely(data) {
+    if rarely(data, 8192) {
         resumed(base, data);
     }
 }
