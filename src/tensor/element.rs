@@ -33,8 +33,27 @@ pub trait Isa {
     unsafe fn mul_add(a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
     unsafe fn sum(v: Self::Lanes) -> f64;
 
-    unsafe fn widen_f16(block: &Block<f16>) -> Block<f32>;
-    unsafe fn narrow_f16(block: &Block<f32>) -> Block<f16>;
+    unsafe fn widen_eight(from: &[f16; 8]) -> [f32; 8];
+    unsafe fn narrow_eight(from: &[f32; 8]) -> [f16; 8];
+
+    #[inline(always)]
+    unsafe fn widen_f16(block: &Block<f16>) -> Block<f32> {
+        let mut wide = [0.0; BLOCK];
+        for (from, to) in block.as_chunks().0.iter().zip(wide.as_chunks_mut().0) {
+            // SAFETY: as promised to this function.
+            *to = unsafe { Self::widen_eight(from) };
+        }
+        wide
+    }
+    #[inline(always)]
+    unsafe fn narrow_f16(block: &Block<f32>) -> Block<f16> {
+        let mut narrow = [f16::ZERO; BLOCK];
+        for (from, to) in block.as_chunks().0.iter().zip(narrow.as_chunks_mut().0) {
+            // SAFETY: as promised to this function.
+            *to = unsafe { Self::narrow_eight(from) };
+        }
+        narrow
+    }
 
     /// Writes a block, past the caches where there is a way. `to` is a multiple of 64 bytes and has room for the block.
     #[inline(always)]
@@ -71,16 +90,16 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    unsafe fn widen_f16(block: &Block<f16>) -> Block<f32> {
-        let mut wide = [0.0; BLOCK];
-        block.convert_to_f32_slice(&mut wide);
+    unsafe fn widen_eight(from: &[f16; 8]) -> [f32; 8] {
+        let mut wide = [0.0; 8];
+        from.convert_to_f32_slice(&mut wide);
         wide
     }
 
     #[inline(always)]
-    unsafe fn narrow_f16(block: &Block<f32>) -> Block<f16> {
-        let mut narrow = [f16::ZERO; BLOCK];
-        narrow.convert_from_f32_slice(block);
+    unsafe fn narrow_eight(from: &[f32; 8]) -> [f16; 8] {
+        let mut narrow = [f16::ZERO; 8];
+        narrow.convert_from_f32_slice(from);
         narrow
     }
 }
@@ -103,7 +122,7 @@ impl Avx2 {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{Avx2, BLOCK, Block, Isa, f16};
+    use super::{Avx2, Block, Isa, f16};
 
     impl Isa for Avx2 {
         const FMA: bool = true;
@@ -131,29 +150,22 @@ mod avx2 {
         }
 
         #[inline(always)]
-        unsafe fn widen_f16(block: &Block<f16>) -> Block<f32> {
-            let mut wide = [0.0; BLOCK];
-            for i in (0..BLOCK).step_by(8) {
-                // SAFETY: likewise; 8 divides BLOCK, so loads and stores stay within the blocks, and need
-                // no alignment.
-                unsafe {
-                    let eight = _mm_loadu_si128(block.as_ptr().add(i).cast());
-                    _mm256_storeu_ps(wide.as_mut_ptr().add(i), _mm256_cvtph_ps(eight));
-                }
+        unsafe fn widen_eight(from: &[f16; 8]) -> [f32; 8] {
+            let mut wide = [0.0; 8];
+            // SAFETY: likewise; loads and stores of eight, which need no alignment.
+            unsafe {
+                _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())))
             }
             wide
         }
 
         #[inline(always)]
-        unsafe fn narrow_f16(block: &Block<f32>) -> Block<f16> {
-            let mut narrow = [f16::ZERO; BLOCK];
-            for i in (0..BLOCK).step_by(8) {
-                // SAFETY: as in `widen_f16`.
-                unsafe {
-                    let eight = _mm256_loadu_ps(block.as_ptr().add(i));
-                    let eight = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight);
-                    _mm_storeu_si128(narrow.as_mut_ptr().add(i).cast(), eight);
-                }
+        unsafe fn narrow_eight(from: &[f32; 8]) -> [f16; 8] {
+            let mut narrow = [f16::ZERO; 8];
+            // SAFETY: as in `widen_eight`.
+            unsafe {
+                let eight = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(from.as_ptr()));
+                _mm_storeu_si128(narrow.as_mut_ptr().cast(), eight);
             }
             narrow
         }

@@ -6,7 +6,7 @@ use std::arch::asm;
 
 use half::f16;
 
-use super::element::{BLOCK, Baseline, Block, Isa};
+use super::element::{Baseline, Isa};
 
 impl Isa for Baseline {
     const FMA: bool = true;
@@ -31,35 +31,30 @@ impl Isa for Baseline {
     }
 
     #[inline(always)]
-    unsafe fn widen_f16(block: &Block<f16>) -> Block<f32> {
-        let mut wide = [0.0; BLOCK];
-        for i in (0..BLOCK).step_by(8) {
-            // SAFETY: likewise; 8 divides BLOCK, so loads and stores stay within the blocks. The instructions
-            // read and write registers.
-            unsafe {
-                let eight = vld1q_u16(block.as_ptr().add(i).cast());
-                let (low, high): (float32x4_t, float32x4_t);
-                asm!("fcvtl {low:v}.4s, {eight:v}.4h", "fcvtl2 {high:v}.4s, {eight:v}.8h", eight = in(vreg) eight,
-                    low = out(vreg) low, high = lateout(vreg) high, options(pure, nomem, nostack, preserves_flags));
-                vst1q_f32(wide.as_mut_ptr().add(i), low);
-                vst1q_f32(wide.as_mut_ptr().add(i + 4), high);
-            }
+    unsafe fn widen_eight(from: &[f16; 8]) -> [f32; 8] {
+        let mut wide = [0.0; 8];
+        // SAFETY: likewise; loads and stores of eight. The instructions read and write registers.
+        unsafe {
+            let eight = vld1q_u16(from.as_ptr().cast());
+            let (low, high): (float32x4_t, float32x4_t);
+            asm!("fcvtl {low:v}.4s, {eight:v}.4h", "fcvtl2 {high:v}.4s, {eight:v}.8h", eight = in(vreg) eight,
+                low = out(vreg) low, high = lateout(vreg) high, options(pure, nomem, nostack, preserves_flags));
+            vst1q_f32(wide.as_mut_ptr(), low);
+            vst1q_f32(wide.as_mut_ptr().add(4), high);
         }
         wide
     }
 
     #[inline(always)]
-    unsafe fn narrow_f16(block: &Block<f32>) -> Block<f16> {
-        let mut narrow = [f16::ZERO; BLOCK];
-        for i in (0..BLOCK).step_by(8) {
-            // SAFETY: as in `widen_f16`.
-            unsafe {
-                let (low, high) = (vld1q_f32(block.as_ptr().add(i)), vld1q_f32(block.as_ptr().add(i + 4)));
-                let eight: uint16x8_t;
-                asm!("fcvtn {eight:v}.4h, {low:v}.4s", "fcvtn2 {eight:v}.8h, {high:v}.4s", low = in(vreg) low,
-                    high = in(vreg) high, eight = out(vreg) eight, options(pure, nomem, nostack, preserves_flags));
-                vst1q_u16(narrow.as_mut_ptr().add(i).cast(), eight);
-            }
+    unsafe fn narrow_eight(from: &[f32; 8]) -> [f16; 8] {
+        let mut narrow = [f16::ZERO; 8];
+        // SAFETY: as in `widen_eight`.
+        unsafe {
+            let (low, high) = (vld1q_f32(from.as_ptr()), vld1q_f32(from.as_ptr().add(4)));
+            let eight: uint16x8_t;
+            asm!("fcvtn {eight:v}.4h, {low:v}.4s", "fcvtn2 {eight:v}.8h, {high:v}.4s", low = in(vreg) low,
+                high = in(vreg) high, eight = out(vreg) eight, options(pure, nomem, nostack, preserves_flags));
+            vst1q_u16(narrow.as_mut_ptr().cast(), eight);
         }
         narrow
     }
