@@ -1019,8 +1019,8 @@ void lmsd_sampler_free(struct lmsd_sampler *sampler);
  *   fits dearer than they need to be: they want eight steps at least.
  * - "held_out" (integer; trajectories; 1 to 1048576; default: 24): Trajectories that no fit sees and that
  *   decide what is kept, rounded up to whole batches; in a comparison those that it is made on.
- * - "teacher" (string; a name of lmsd_solvers; default: deis_3): The published solver that is the teacher,
- *   on a fine grid.
+ * - "teacher" (string; a name of lmsd_solvers; default: deis_3, for flow unipc_bh2_3): The published solver
+ *   that is the teacher, on a fine grid.
  * - "teacher_nfe" (integer; model calls; 1 to 1000; default: measured, so that its own error is at most a
  *   tenth of the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
  * - "teacher_grid" (grid; default: karras with rho 7, for flow uniform in t): The teacher's grid of noise
@@ -1141,8 +1141,8 @@ void lmsd_distilled_free(struct lmsd_distilled *distilled);
  *   `sigma_min`.
  * - "held_out" (integer; trajectories; 1 to 1048576; default: 24): Trajectories that no fit sees and that
  *   decide what is kept, rounded up to whole batches; in a comparison those that it is made on.
- * - "teacher" (string; a name of lmsd_solvers; default: deis_3): The published solver that is the teacher,
- *   on a fine grid.
+ * - "teacher" (string; a name of lmsd_solvers; default: deis_3, for flow unipc_bh2_3): The published solver
+ *   that is the teacher, on a fine grid.
  * - "teacher_nfe" (integer; model calls; 1 to 1000; default: measured, so that its own error is at most a
  *   tenth of the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
  * - "teacher_grid" (grid; default: karras with rho 7, for flow uniform in t): The teacher's grid of noise

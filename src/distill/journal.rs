@@ -336,6 +336,11 @@ mod tests {
         Record { kind: Kind::Trial, key, calls: [0, 3], seconds: 1.0, values: vec![Some(0.5)] }
     }
 
+    /// Whether this byte of a file is tried: all but under Miri, which takes a second for a few readings.
+    fn is_tried(at: usize) -> bool {
+        !cfg!(miri) || at.is_multiple_of(41)
+    }
+
     /// As where a disk is full for a while: the file is that of a run whose disk never was, and has whole lines only
     /// at any time.
     #[test]
@@ -368,7 +373,7 @@ mod tests {
         drop(journal);
         let whole = fs::read(&path).unwrap();
         let lines: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').map(|at| at + 1).collect();
-        for length in 0..=whole.len() {
+        for length in (0..=whole.len()).filter(|at| is_tried(*at)) {
             fs::write(&path, &whole[..length]).unwrap();
             let journal = Journal::open(&path, "head").unwrap();
             let kept = lines.iter().rev().find(|end| **end <= length).unwrap_or(&lines[0]);
@@ -411,7 +416,8 @@ mod tests {
         };
         let (mut number, pid) = (0, Head::place());
         for at in 0..whole.len() {
-            for flipped in (0..8).map(|bit| whole[at] ^ (1 << bit)).chain(b'0'..=b'9') {
+            let all_of_them = (0..8).map(|bit| whole[at] ^ (1 << bit)).chain(b'0'..=b'9');
+            for flipped in all_of_them.filter(|_| is_tried(at)) {
                 let mut bytes = whole.clone();
                 bytes[at] = flipped;
                 if pid.contains(&at) || bytes == whole {

@@ -217,8 +217,8 @@ def distill(
       than they need to be: they want eight steps at least.
     - `held_out` (trajectories; 1 to 1048576; default: 24): Trajectories that no fit sees and that decide what
       is kept, rounded up to whole batches; in a comparison those that it is made on.
-    - `teacher` (a name of lmsd_solvers; default: deis_3): The published solver that is the teacher, on a fine
-      grid.
+    - `teacher` (a name of lmsd_solvers; default: deis_3, for flow unipc_bh2_3): The published solver that is
+      the teacher, on a fine grid.
     - `teacher_nfe` (model calls; 1 to 1000; default: measured, so that its own error is at most a tenth of
       the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
     - `teacher_grid` (default: karras with rho 7, for flow uniform in t): The teacher's grid of noise levels.
@@ -340,8 +340,8 @@ def compare(
       `sigma_min`.
     - `held_out` (trajectories; 1 to 1048576; default: 24): Trajectories that no fit sees and that decide what
       is kept, rounded up to whole batches; in a comparison those that it is made on.
-    - `teacher` (a name of lmsd_solvers; default: deis_3): The published solver that is the teacher, on a fine
-      grid.
+    - `teacher` (a name of lmsd_solvers; default: deis_3, for flow unipc_bh2_3): The published solver that is
+      the teacher, on a fine grid.
     - `teacher_nfe` (model calls; 1 to 1000; default: measured, so that its own error is at most a tenth of
       the student's; 50 in a comparison): Model calls of the teacher, at least twice `nfe`.
     - `teacher_grid` (default: karras with rho 7, for flow uniform in t): The teacher's grid of noise levels.
