@@ -58,12 +58,12 @@ def counted(at=lambda number: None):
     return pipe, Counted(pipe, at)
 
 
-def teacher(report):
-    """The schedule of the teacher."""
-    config = report["config"]
+def teacher(schedule, report):
+    """The schedule of its teacher."""
+    solver, config = schedule.made_by["teacher"].split(",")[0], report["config"]
     names = ("process", "sigma_min", "sigma_max", "sigma_end")
     options = {name: config[name] for name in names} | {"grid": config["teacher_grid"]}
-    return lmsd.solve("deis_3", nfe=report["teacher_nfe"], **options)
+    return lmsd.solve(solver, nfe=report["teacher_nfe"], **options)
 
 
 def measured(pipe, schedule, report, arguments, size, seed=0, start=lambda noise: {"latents": noise}):
@@ -75,7 +75,7 @@ def measured(pipe, schedule, report, arguments, size, seed=0, start=lambda noise
     shape = [size, *schedule.made_for["latent_shape"]]
     noise = np.random.default_rng([seed, HELD_OUT]).standard_normal(shape, np.float32)
     try:
-        for one in (schedule, teacher(report)):
+        for one in (schedule, teacher(schedule, report)):
             file = one.to_dict()
             file.pop("made_for", None)
             pipe.scheduler = LmsdScheduler.from_schedule(lmsd.Schedule.from_json(file), like=own)
