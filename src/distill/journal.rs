@@ -416,8 +416,8 @@ mod tests {
         };
         let (mut number, pid) = (0, Head::place());
         for at in 0..whole.len() {
-            let all_of_them = (0..8).map(|bit| whole[at] ^ (1 << bit)).chain(b'0'..=b'9');
-            for flipped in all_of_them.filter(|_| is_tried(at)) {
+            let values = (0..8).map(|bit| whole[at] ^ (1 << bit)).chain(b'0'..=b'9');
+            for flipped in values.filter(|_| is_tried(at)) {
                 let mut bytes = whole.clone();
                 bytes[at] = flipped;
                 if pid.contains(&at) || bytes == whole {
