@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
 import lmsd
 import numpy as np
 import torch
-from common import about, measure, sigmas
+from common import about, measure, teacher
 from model import NO_LABEL, SIGMA_DATA
 from networks import NETWORKS, test_count, test_problem
 from unknowns import Table
 
-TEACHER = {"solver": "deis_3", "nfe": 50}
+TEACHER_NFE = 50
 SEED = 2000  # of its noise
 STEPS, RATE, EVERY = 300, 2e-3, 25
 VALIDATION, FIRST_VALIDATION = 256, 1 << 20
@@ -101,10 +101,10 @@ def differentiable(name, problem):
     return kinds.get(name, TorchDigits)(problem)
 
 
-def batch(problem, teacher, index):
+def batch(problem, truth, index):
     """(x_T, labels, the teacher's end points) of batch `index`."""
     x = problem.begin(index)
-    goal = lmsd.sample(teacher, x, problem.model)
+    goal = lmsd.sample(truth, x, problem.model)
     return *map(as_double, (x, goal)), getattr(problem, "labels", None)
 
 
@@ -116,9 +116,8 @@ def refine(name, schedule, steps=STEPS, rate=RATE):
     """What Adam makes of `schedule`, by its distance on validation trajectories."""
     torch.set_num_threads(1)
     problem = NETWORKS[name](BATCH, SEED)
-    model, levels = differentiable(name, problem), sigmas(problem)
-    teacher = lmsd.solve(**TEACHER, **levels)
-    validation = [batch(problem, teacher, FIRST_VALIDATION + index) for index in range(VALIDATION // BATCH)]
+    model, truth = differentiable(name, problem), teacher(problem, TEACHER_NFE)
+    validation = [batch(problem, truth, FIRST_VALIDATION + index) for index in range(VALIDATION // BATCH)]
     unknowns = Table(problem, schedule)
     adam = torch.optim.Adam(unknowns.unknowns, lr=rate)
 
@@ -138,7 +137,7 @@ def refine(name, schedule, steps=STEPS, rate=RATE):
         for group in adam.param_groups:
             group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
         adam.zero_grad()
-        loss(*batch(problem, teacher, step)).backward()
+        loss(*batch(problem, truth, step)).backward()
         adam.step()
     return best
 

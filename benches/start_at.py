@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "digit
 
 import lmsd
 import numpy as np
-from common import TEACHER, Claims
+from common import TEACHER_NFE, TEACHERS, Claims
 from data import split
 from lmsd.cli.terminal import print_table
 from model import SIGMA_MIN
@@ -48,7 +48,7 @@ def main():
             grid = {"kind": "karras", "rho": rho}
             return lmsd.solve(solver, nfe=nfe, sigma_max=start, sigma_end=SIGMA_MIN, grid=grid)
 
-        goal = run(solved(TEACHER["teacher"], TEACHER["teacher_nfe"]))
+        goal = run(solved(TEACHERS[digits.process], TEACHER_NFE))
 
         def distance(schedule, goal=goal, run=run):
             return float(np.linalg.norm((run(schedule) - goal).reshape(IMAGES, -1), axis=1).mean())

@@ -58,7 +58,8 @@ def cell(name, peer, nfe, seed, quick=False, out=OUT):
     trajectories = test_pool(net, settings.test)
     counted, began = Counted(net), time.process_time()
     if peer == "teacher":
-        sampler, words = teacher(net, nfe), f"deis_3, {nfe} calls"
+        sampler = teacher(net, nfe)
+        words = sampler.name
     else:
         sampler, words = PEERS[peer][2](counted, nfe, seed, settings)
     seconds = time.process_time() - began

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import lmsd
 import torch
+from common import teacher
 
 from .networks import subset
 
@@ -18,11 +19,6 @@ def levels(net):
     """The noise levels that lmsd.solve is told."""
     names = ("process", "sigma_min", "sigma_max", "sigma_end")
     return {name: getattr(net, name) for name in names}
-
-
-def teacher(net, nfe):
-    """Its schedule: deis_3 on its own grid, as everywhere in this repository."""
-    return lmsd.solve("deis_3", nfe=nfe, **levels(net))
 
 
 @dataclass

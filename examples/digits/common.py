@@ -17,7 +17,8 @@ import numpy as np
 from classifier import Classifier, frechet
 from lmsd import gain
 
-TEACHER = {"teacher": "deis_3", "teacher_nfe": 100}  # of what is measured; lmsd.distill finds its own
+TEACHERS = {"ve": "deis_3", "flow": "unipc_bh2_3"}  # of what is measured; lmsd.distill finds its own
+TEACHER_NFE = 100
 TEST_BATCHES = 1 << 21  # the first batch that lmsd.compare asks for; distillation stays below
 RANKING_BATCHES = 1 << 20  # added to that: the batches that only rank published solvers
 INTERRUPTED = 130  # exit code
@@ -33,7 +34,7 @@ def about(problem):
 
 def config(problem):
     """What lmsd.compare is told about a problem."""
-    told = about(problem) | TEACHER
+    told = about(problem) | {"teacher": TEACHERS[problem.process], "teacher_nfe": TEACHER_NFE}
     del told["seeds"]
     return told
 
@@ -43,10 +44,9 @@ def sigmas(problem):
     return {name: getattr(problem, name) for name in ("sigma_min", "sigma_max", "sigma_end")}
 
 
-def teacher(problem):
+def teacher(problem, nfe=TEACHER_NFE):
     """The teacher's schedule."""
-    solver, nfe = TEACHER["teacher"], TEACHER["teacher_nfe"]
-    return lmsd.solve(solver, nfe=nfe, process=problem.process, **sigmas(problem))
+    return lmsd.solve(TEACHERS[problem.process], nfe=nfe, process=problem.process, **sigmas(problem))
 
 
 def field(problem, nfe, name, solvers=None):

@@ -4,9 +4,15 @@ emoji that it has never seen; and of what each model draws where it is asked for
     python accuracy.py
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "digits"))
+
 import lmsd
 import numpy as np
 import torch
+from common import teacher
 from emoji_data import GUIDANCE
 from emoji_model import SHAPES, noise
 from emoji_problem import problem
@@ -21,8 +27,7 @@ CALLS, BATCH = 100, 16
 def drawn(name, emojis):
     """Pictures of a teacher of CALLS calls, by the model of that name."""
     own = problem(name, size=BATCH)
-    levels = {key: getattr(own, key) for key in ("process", "sigma_min", "sigma_max", "sigma_end")}
-    teacher = lmsd.solve("deis_3", nfe=CALLS, **levels)
+    schedule = teacher(own, CALLS)
     for first in range(0, len(emojis), BATCH):
         words = own.emoji.words([emoji.name for emoji in emojis[first : first + BATCH]])
         x = noise(own.emoji.shape, first, len(words), 9) * np.float32(own.sigma_max)
@@ -30,7 +35,7 @@ def drawn(name, emojis):
         def model(x, sigma, words=words):
             return own.emoji.denoise(x, sigma, words, GUIDANCE)
 
-        yield from own.emoji.pictures(lmsd.sample(teacher, x, model))
+        yield from own.emoji.pictures(lmsd.sample(schedule, x, model))
 
 
 def main():
