@@ -16,6 +16,8 @@ use crate::tensor::Tensors;
 const CLEARLY_WORSE: f64 = 1.1;
 /// For the same reason another start than the nearest wins a race only if it comes out so much nearer (the mixture, 5
 /// NFE: 0.168 without, 0.160 with 1.15, 0.146 with 1.4; but photographs 5.4 without and 5.8 with 1.4).
+/// What grew out of a smaller schedule has no such lead: it is a fit already, and a start that is as near after one step
+/// has more to gain (digits, families of 3 to 8 NFE, six seeds: of 8 fits that differ 6 end nearer, 7 % in the mean).
 const CLEARLY_NEARER: f64 = 1.2;
 
 /// What is held out.
@@ -35,6 +37,8 @@ pub struct Runner<'a> {
     /// Whether the best so far is of this fit: then a later look at it replaces an earlier one.
     kept: bool,
     ended: bool,
+    /// Whether it grew out of a fit with a node less.
+    grown: bool,
 }
 
 impl<'a> Runner<'a> {
@@ -50,7 +54,12 @@ impl<'a> Runner<'a> {
             least: f64::INFINITY,
             kept: false,
             ended: false,
+            grown: false,
         })
+    }
+
+    pub fn grown(config: &'a Config, start: Schedule, distance: f64) -> Result<Self> {
+        Ok(Self { grown: true, ..Self::new(config, start, distance)? })
     }
 }
 
@@ -88,7 +97,8 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
             }
             if is_looked_at && racing.len() > 1 {
                 let best = racing.iter().map(|runner| runner.last).fold(f64::INFINITY, f64::min);
-                racing.retain(|runner| runner.last <= CLEARLY_NEARER * best);
+                let lead = |runner: &Runner| if runner.grown { 1.0 } else { CLEARLY_NEARER };
+                racing.retain(|runner| runner.last <= lead(runner) * best);
                 racing.truncate(1);
             }
             racing.retain(|runner| !runner.ended);

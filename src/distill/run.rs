@@ -266,7 +266,7 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
             if same < starts[0].1
                 && let Some(start) = grow::grown(self.eval, &below.0, goal, ranking[0], GROWING)?
             {
-                racing.push(Runner::new(config, start, below.1)?);
+                racing.push(Runner::grown(config, start, below.1)?);
             }
         }
         for (start, distance) in starts {
