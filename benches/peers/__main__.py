@@ -4,8 +4,8 @@
     python -m benches.peers --quick
     python -m benches.peers --networks "emoji pixel" --nfe 5 --seeds 1 --jobs 1
 
-Cells (network, peer, NFE, seed) that out/peers has with the same settings are kept, so that a run that was
-stopped goes on, and further networks, NFEs and seeds can be added.
+Cells (network, peer, NFE, seed) that benches/peers/cells has with the same settings are kept, so that a run
+that was stopped goes on, and further networks, NFEs and seeds can be added.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from .table import PEERS
 
 NFES, SEEDS, LONG = (3, 4, 5, 6, 8), 3, (10, 12, 16)  # LONG: of the fields, to find where they are as good
 QUICK_NFES = (4,)
+PAGE = ROOT / "docs" / "results.md"
 
 
 def first_things_first(cell):
@@ -47,14 +48,14 @@ def arguments():
         "--quick", action="store_true", help="tiny settings: whether everything runs, not how well"
     )
     parser.add_argument("--no-long", action="store_true", help="the fields at the same evaluations only")
-    parser.add_argument("--report", action="store_true", help="only the page, from what out/peers has")
-    parser.add_argument("--out", type=Path, help="folder of the figures (default out/peers)")
+    parser.add_argument("--report", action="store_true", help="only the page, from the cells that there are")
+    parser.add_argument("--out", type=Path, help="folder of the cells (default benches/peers/cells)")
     parser.add_argument(
         "--page", type=Path, help="(default docs/results.md; with --quick in the folder of the figures)"
     )
     args = parser.parse_args()
-    args.out = args.out or (ROOT / "out" / "peers-quick" if args.quick else run.OUT)
-    args.page = args.page or (args.out / "results.md" if args.quick else ROOT / "docs" / "results.md")
+    args.out = args.out or (ROOT / "out" / "peers-quick" if args.quick else run.CELLS)
+    args.page = args.page or (args.out / "results.md" if args.quick else PAGE)
     args.nfe = args.nfe or (QUICK_NFES if args.quick else NFES)
     args.seeds = args.seeds or (1 if args.quick else SEEDS)
     return args

@@ -13,8 +13,8 @@ OURS, FIELDS = "ours", ("published", "strongest")
 TWICE, FEWER, ABOVE, TENTH, DECIBELS = 2, 1.5, 1.03, 0.1, 2.0  # the bars of issue 13
 HEAD = """# Every peer in one table
 
-Made by `make bench-peers` from the figures in `out/peers/`; no line is written by hand. All peers run on the
-same test trajectories, which no fit has seen, and all are sampled by `lmsd.sample`. The files of
+Made by `make bench-peers` from the figures in `benches/peers/cells/`; no line is written by hand. All peers
+run on the same test trajectories, which no fit has seen, and all are sampled by `lmsd.sample`. The files of
 `benches/peers/` say what each peer does and cite its source.
 
 - **Evaluations** are those of the network for one image, divided by 2 where guidance makes two of a call: the
@@ -37,7 +37,7 @@ same test trajectories, which no fit has seen, and all are sampled by `lmsd.samp
 def load(folder):
     """network -> all its cells."""
     found = defaultdict(list)
-    for file in sorted((Path(folder) / "cells").glob("*/*.json")):
+    for file in sorted(Path(folder).glob("*/*.json")):
         cell = json.loads(file.read_text())
         found[cell["network"]].append(cell)
     return dict(found)
@@ -287,14 +287,22 @@ def section(name, figures, image):
     return "\n".join(parts)
 
 
+def sections_of(page):
+    """name of a network -> its section in the page as it is."""
+    _, *parts = page.read_text().split("\n## ") if page.exists() else [""]
+    return {part.split("\n")[0]: f"## {part}" for part in parts}
+
+
 def write(folder, page):
-    """Reads the cells in `folder`; writes results.json there, and the page and its pictures."""
+    """Reads the cells in `folder`; writes the page and its pictures. Sections without a cell stay as they are."""
     from .networks import NETWORKS
 
-    folder, page = Path(folder), Path(page)
-    cells, sections = load(folder), []
+    page, cells, sections = Path(page), load(folder), []
     page.parent.mkdir(parents=True, exist_ok=True)
+    kept = sections_of(page)
     for name in NETWORKS:
+        if name not in cells and name in kept:
+            sections.append(kept[name].rstrip("\n") + "\n")
         if name in cells and any(cell["peer"] == OURS for cell in cells[name]):
             figures = Figures(cells[name])
             kind, guidance = NETWORKS[name]
@@ -304,5 +312,3 @@ def write(folder, page):
             picture(figures, name, page.parent / image)
             sections.append(section(name, figures, image))
     page.write_text("\n".join([HEAD, *sections]))
-    kept = [{k: v for k, v in cell.items() if k != "sampler"} for group in cells.values() for cell in group]
-    (folder / "results.json").write_text(json.dumps(kept, indent=1) + "\n")

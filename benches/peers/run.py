@@ -1,27 +1,39 @@
 """One cell of the table: one peer, fitted for one network, NFE and seed, measured on test trajectories."""
 
-import dataclasses
 import json
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import lmsd
 import torch
 
 from .metrics import measured
-from .networks import ROOT, Counted, network
+from .networks import Counted, network
 from .settings import FOR, FULL, QUICK
 from .table import PEERS
 from .trajectories import TEST_TEACHER, run, teacher, test_pool
 
-OUT = ROOT / "out" / "peers"
+CELLS = Path(__file__).with_name("cells")  # of docs/results.md
 
 
 def settings_for(name, quick):
     return QUICK if quick else FOR.get(name, FULL)
 
 
+class Asked:
+    """Settings, and which of them were asked for: a cell is made again where one of those has changed."""
+
+    def __init__(self, settings):
+        self.settings, self.all, self.read = settings, json.loads(json.dumps(asdict(settings))), {}
+
+    def __getattr__(self, name):
+        self.read[name] = self.all[name]
+        return getattr(self.settings, name)
+
+
 def cell_file(out, name, peer, nfe, seed):
-    return out / "cells" / name / f"{peer}-{nfe:02d}-{seed}.json"
+    return out / name.replace(" ", "_") / f"{peer}-{nfe:02d}-{seed}.json"
 
 
 def sampled(net, sampler, trajectories):
@@ -46,13 +58,12 @@ def described(sampler):
     return {**vars(sampler), "schedule": sampler.schedule.to_dict()}
 
 
-def cell(name, peer, nfe, seed, quick=False, out=OUT):
+def cell(name, peer, nfe, seed, quick=False, out=CELLS):
     """The figures of one cell, from its file where that was made with the same settings."""
-    settings = settings_for(name, quick)
-    file, told = cell_file(out, name, peer, nfe, seed), json.loads(json.dumps(dataclasses.asdict(settings)))
+    settings, file = Asked(settings_for(name, quick)), cell_file(out, name, peer, nfe, seed)
     if file.exists():
         kept = json.loads(file.read_text())
-        if kept["settings"] == told:
+        if kept["settings"].items() <= settings.all.items():
             return kept
     net = network(name)
     trajectories = test_pool(net, settings.test)
@@ -67,7 +78,8 @@ def cell(name, peer, nfe, seed, quick=False, out=OUT):
     cost = {"image_calls": calls, "evaluations": calls * net.evaluations, "seconds": seconds}
     cost |= {"forward": counted.forward, "with_gradients": counted.gradient}
     found = {"network": name, "peer": peer, "nfe": nfe, "seed": seed, "words": words, "cost": cost}
-    found |= {"metrics": judged(net, sampler, trajectories), "settings": told, "sampler": described(sampler)}
+    found |= {"metrics": judged(net, sampler, trajectories), "sampler": described(sampler)}
+    found["settings"] = settings.read
     text = json.dumps(found, indent=1) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import lmsd
 import numpy as np
@@ -12,7 +13,8 @@ torch = pytest.importorskip("torch")
 
 from unknowns import Table  # noqa: E402
 
-from . import cache, dlms, gits, gradients, ld3, run  # noqa: E402
+from . import cache, dlms, gits, gradients, ld3, report, run  # noqa: E402
+from .__main__ import PAGE  # noqa: E402
 from .networks import ROOT, Counted, network  # noqa: E402
 from .settings import QUICK  # noqa: E402
 from .table import PEERS  # noqa: E402
@@ -47,6 +49,22 @@ def test_what_is_reported_is_what_sampling_gives(net, tmp_path, peer):
     assert found["metrics"]["distance"] == pytest.approx(mean_distance(net, sampler, on), rel=1e-4)
     assert found["cost"]["image_calls"] == found["cost"]["forward"] + 3 * found["cost"]["with_gradients"] > 0
     assert run.cell("digits", peer, NFE, 0, True, tmp_path) == found  # from the file, seconds too
+
+
+def test_a_cell_is_made_again_where_a_setting_that_it_read_has_changed(tmp_path, monkeypatch):
+    first = run.cell("digits", "gits", NFE, 0, True, tmp_path)
+    monkeypatch.setattr(run, "QUICK", replace(QUICK, ours_calls=100, steps=7))  # which others read
+    assert run.cell("digits", "gits", NFE, 0, True, tmp_path) == first
+    monkeypatch.setattr(run, "QUICK", replace(QUICK, validation=4))
+    again = run.cell("digits", "gits", NFE, 0, True, tmp_path)
+    assert again["settings"]["validation"] == 4 and again["settings"] != first["settings"]
+
+
+def test_the_page_is_that_of_the_cells(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text(PAGE.read_text())
+    report.write(run.CELLS, page)
+    assert page.read_text() == PAGE.read_text(), "python -m benches.peers --report"
 
 
 def test_the_program_finds_the_cheapest_path(trajectories):
