@@ -294,7 +294,7 @@ def sections_of(page):
 
 
 def write(folder, page):
-    """Reads the cells in `folder`; writes the page and its pictures. Sections without a cell stay as they are."""
+    """Reads the cells in `folder`; writes the page and its pictures. Networks without a cell keep their section."""
     from .networks import NETWORKS
 
     page, cells, sections = Path(page), load(folder), []
