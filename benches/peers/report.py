@@ -294,7 +294,7 @@ def sections_of(page):
 
 
 def write(folder, page):
-    """Writes the page and its pictures from the cells in `folder`; networks without one keep their section."""
+    """The page and its pictures, from the cells in `folder`; networks without one keep their section."""
     from .networks import NETWORKS
 
     page, cells, sections = Path(page), load(folder), []
