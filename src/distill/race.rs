@@ -63,6 +63,15 @@ impl<'a> Runner<'a> {
     }
 }
 
+/// Which of those that race goes on, by their held-out distances and whether they grew.
+fn winner(racing: &[(f64, bool)]) -> Option<usize> {
+    let nearest = racing.iter().map(|(distance, _)| *distance).fold(f64::INFINITY, f64::min);
+    racing.iter().position(|(distance, is_grown)| {
+        let lead = if *is_grown { 1.0 } else { CLEARLY_NEARER };
+        *distance <= lead * nearest
+    })
+}
+
 impl<'a, B: Tensors> Run<'_, 'a, B> {
     /// Linearisation after linearisation, with a look at the held-out batches now and then. At the first
     /// look the nearest of several fits goes on alone. All of them are fitted to the same batches.
@@ -96,10 +105,8 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
                 }
             }
             if is_looked_at && racing.len() > 1 {
-                let best = racing.iter().map(|runner| runner.last).fold(f64::INFINITY, f64::min);
-                let lead = |runner: &Runner| if runner.grown { 1.0 } else { CLEARLY_NEARER };
-                racing.retain(|runner| runner.last <= lead(runner) * best);
-                racing.truncate(1);
+                let ends: Vec<_> = racing.iter().map(|runner| (runner.last, runner.grown)).collect();
+                racing = winner(&ends).map(|at| racing.swap_remove(at)).into_iter().collect();
             }
             racing.retain(|runner| !runner.ended);
             if racing.is_empty() {
@@ -145,5 +152,20 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
             self.eval.account.progress.distance = distance;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_start_leads_and_what_grew_does_not() {
+        assert_eq!(winner(&[(1.1, false), (1.0, false)]), Some(0));
+        assert_eq!(winner(&[(1.3, false), (1.0, false)]), Some(1));
+        assert_eq!(winner(&[(1.1, true), (1.15, false), (1.0, false)]), Some(1));
+        assert_eq!(winner(&[(1.0, true), (1.1, false)]), Some(0));
+        assert_eq!(winner(&[(f64::INFINITY, true), (f64::NAN, false), (2.0, false)]), Some(2));
+        assert_eq!(winner(&[(f64::INFINITY, false), (f64::INFINITY, false)]), Some(0));
     }
 }
