@@ -39,7 +39,8 @@ static bool granted(size_t size) {
     if (!atomic_load(&armed)) return true;
     long number = atomic_fetch_add(&seen, 1);
     if (number == fail_at || (fail_all && fail_at >= 0 && number > fail_at)) {
-        if ((long)size < atomic_load(refused)) atomic_store(refused, (long)size);
+        long least = atomic_load(refused);
+        while ((long)size < least && !atomic_compare_exchange_weak(refused, &least, (long)size)) continue;
         errno = ENOMEM;
         return false;
     }
