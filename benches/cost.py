@@ -261,10 +261,8 @@ class Bench:
         """A fit that is not meant to be cheap, then Adam: the better of both is the best known."""
         from adam import refine
 
-        # hours for a large network: a second run goes on, and two networks may be measured side by side
-        kept = Path(self.args.out).with_name(
-            f"known_{name}_{nfe}.checkpoint".replace(", ", "_").replace(" ", "_")
-        )
+        # half an hour and more for a large network: a second run goes on
+        kept = Path(self.args.out).with_name(f"known {name} {nfe}.checkpoint")
         kept.parent.mkdir(parents=True, exist_ok=True)
         found = distill(name, nfe, 100, checkpoint=str(kept), **LONG)
         ours = found.schedules[nfe]
@@ -273,7 +271,7 @@ class Bench:
         distance, at = min((d, at) for at, d in enumerate(distances(name, both)))
         how = f"lmsd, {LONG['trajectories']} trajectories, {found.report['image_calls']} image-calls"
         how += ", then Adam through the network" * at
-        self.known = json.loads(KNOWN.read_text())
+        self.known = json.loads(KNOWN.read_text())  # again: other networks may be measured side by side
         self.known.setdefault(name, {})[str(nfe)] = {"distance": distance, "how": how}
         print(f"{name}, {nfe} NFE: best known {distance:.4f}: {how}", flush=True)
         write_json(KNOWN, self.known)

@@ -15,7 +15,8 @@ HEAD = """# Every peer in one table
 
 Made by `make bench-peers` from the figures in `benches/peers/cells/`; no line is written by hand. All peers
 run on the same test trajectories, which no fit has seen, and all are sampled by `lmsd.sample`. The files of
-`benches/peers/` say what each peer does and cite its source.
+`benches/peers/` say what each peer does and cite its source. A network without cells there has the section of
+an earlier run, whose cells were lost.
 
 - **Evaluations** are those of the network for one image, divided by 2 where guidance makes two of a call: the
   NFE of the tables. Caches are brought to a mean of that many.
@@ -300,15 +301,14 @@ def write(folder, page):
     page, cells, sections = Path(page), load(folder), []
     page.parent.mkdir(parents=True, exist_ok=True)
     kept = sections_of(page)
-    for name in NETWORKS:
-        if name not in cells and name in kept:
-            sections.append(kept[name].rstrip("\n") + "\n")
-        if name in cells and any(cell["peer"] == OURS for cell in cells[name]):
+    for name, (kind, guidance) in NETWORKS.items():
+        if any(cell["peer"] == OURS for cell in cells.get(name, [])):
             figures = Figures(cells[name])
-            kind, guidance = NETWORKS[name]
             seeds = max(len(some) for some in figures.cells[OURS].values())
             figures.words = f"Seeds: {seeds}. Guidance {guidance:g}. Features: {kind.words}."
             image = f"results_{name.replace(' ', '_')}.png"
             picture(figures, name, page.parent / image)
             sections.append(section(name, figures, image))
+        elif name in kept:
+            sections.append(kept[name].rstrip("\n") + "\n")
     page.write_text("\n".join([HEAD, *sections]))

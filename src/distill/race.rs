@@ -38,7 +38,7 @@ pub struct Runner<'a> {
     kept: bool,
     ended: bool,
     /// Whether it grew out of a fit with a node less.
-    grown: bool,
+    is_grown: bool,
 }
 
 impl<'a> Runner<'a> {
@@ -54,12 +54,13 @@ impl<'a> Runner<'a> {
             least: f64::INFINITY,
             kept: false,
             ended: false,
-            grown: false,
+            is_grown: false,
         })
     }
 
+    /// Of a start that grew out of a smaller schedule, which is at `distance`.
     pub fn grown(config: &'a Config, start: Schedule, distance: f64) -> Result<Self> {
-        Ok(Self { grown: true, ..Self::new(config, start, distance)? })
+        Ok(Self { is_grown: true, ..Self::new(config, start, distance)? })
     }
 }
 
@@ -105,7 +106,7 @@ impl<'a, B: Tensors> Run<'_, 'a, B> {
                 }
             }
             if is_looked_at && racing.len() > 1 {
-                let ends: Vec<_> = racing.iter().map(|runner| (runner.last, runner.grown)).collect();
+                let ends: Vec<_> = racing.iter().map(|runner| (runner.last, runner.is_grown)).collect();
                 racing = winner(&ends).map(|at| racing.swap_remove(at)).into_iter().collect();
             }
             racing.retain(|runner| !runner.ended);
