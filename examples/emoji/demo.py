@@ -48,6 +48,7 @@ SEEN = {
     "fit": "prompts of the distillation, with other noise",
 }
 BATCH = 4  # trajectories in a batch: for fits the cheapest
+MANY = 200  # schedules
 BEYOND = (10, 12, 16)  # calls at which only the fields are measured
 
 
@@ -97,25 +98,28 @@ class Contest:
         return [float(np.linalg.norm(d.reshape(len(d), -1), axis=1).mean()) for d in differences]
 
     def best(self, nfe, name, only=None):
-        """The finalists of a field with their distances, best first: all are tried on one batch.
+        """The finalists of a field with their distances, best first: all are tried on one batch, and the best
+        of more than `MANY` on two.
 
         `only`: solvers and grids, of which the field has more.
         """
         found = [s for s in the_field(self.problem, nfe, name) if only is None or which(s) in only]
-        ranked, _ = gain.race({nfe: found}, self.measure, [1, None], self.finalists)
+        rounds = [1, None] if len(found) < MANY else [1, 2, None]
+        ranked, _ = gain.race({nfe: found}, self.measure, rounds, self.finalists)
         return ranked[nfe]
 
 
-def measured(contest, schedules, hits):
+def measured(contest, schedules, hits, whole):
     """(a Row for each distilled schedule, field -> NFE -> its finalists).
 
-    The strongest are those that the distillation found to be so, of everything that tuning makes, at any NFE.
+    The strongest are, of everything that tuning makes, those that the distillation ranked first at any NFE;
+    if `whole`, all of it.
     """
     rows, fields = [], {name: {} for name in FIELDS}
     known = [
         f"{row['solver']}, {row['grid']}" for s in schedules.values() for row in s.made_by["handcrafted"]
     ]
-    only = {"published": None, "strongest": set(known)}
+    only = {"published": None, "strongest": None if whole else set(known)}
     for nfe in [*schedules, *BEYOND]:
         if hits and (rows or nfe in BEYOND):
             break
@@ -228,6 +232,11 @@ def arguments():
         "--finalists", type=int, default=3, help="of a field on all of them (default %(default)s)"
     )
     parser.add_argument(
+        "--whole-field",
+        action="store_true",
+        help="measure all of the strongest field, not what the distillation ranked first: an hour more",
+    )
+    parser.add_argument(
         "--fit-guidance", action="store_true", help="each call gets a guidance of its own, fitted too"
     )
     parser.add_argument(
@@ -254,7 +263,7 @@ def main():
             return INTERRUPTED
         distilled.save(args.out)
         contest = Contest(args)
-        rows, fields = measured(contest, distilled.schedules, hits)
+        rows, fields = measured(contest, distilled.schedules, hits, args.whole_field)
         goal = looked_at(contest, rows)
     cells = table(rows)
     print(f"\n{args.test} test trajectories, {SEEN[args.prompts]}.")
