@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help demo demo-digits check test test-plan lint test-rust test-tsan test-python test-python-package test-python-others docs generate \
-	bench-quality bench-cost bench-peers bench-ablation bench-guidance old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead bench-flat bench-step \
+	bench-quality bench-cost bench-peers bench-ablation bench-guidance bench-ranking old bench-start bench-cut bench-experts bench-diffusers bench-lincomb bench-overhead bench-flat bench-step \
 	library venv venv-check venv-test clean
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-peers     docs/results.md: the fields, GITS, LD3, DLMS, gradients and caches beside lmsd.distill, in one"
 	@echo "                     run that goes on where it was stopped; PEERS_FLAGS=--quick for a look"
 	@echo "make bench-guidance  one schedule for a range of guidance scales; what transfers to other models"
+	@echo "make bench-ranking   how much of the strongest field a fit finds"
 	@echo "make old             version 0.1.0 in build/old/package, for benches/cost.py --old"
 	@echo "make bench-start     image to image: schedules started part-way"
 	@echo "make bench-cut       runs cut in two without history, and runs upwards"
@@ -195,6 +196,9 @@ bench-peers: library venv-test
 
 bench-guidance: library venv-test
 	$(PY) benches/guidance.py
+
+bench-ranking: library venv
+	$(PY) benches/ranking.py
 
 # The library before its distillation was rewritten.
 OLD := 8ea03a4

@@ -48,7 +48,11 @@ SEEN = {
     "fit": "prompts of the distillation, with other noise",
 }
 BATCH = 4  # trajectories in a batch: for fits the cheapest
-MANY = 200  # schedules
+STRONGEST = {  # whether all of the field is measured -> what it is
+    False: "the best as published, or the best of what the distillation ranked first of all their variants",
+    True: "the best of published solvers and of all their variants",
+}
+MANY = 200  # schedules: so many are raced in one round more
 BEYOND = (10, 12, 16)  # calls at which only the fields are measured
 
 
@@ -98,8 +102,8 @@ class Contest:
         return [float(np.linalg.norm(d.reshape(len(d), -1), axis=1).mean()) for d in differences]
 
     def best(self, nfe, name, only=None):
-        """The finalists of a field with their distances, best first: all are tried on one batch, and the best
-        of more than `MANY` on two.
+        """The finalists of a field with their distances, best first: all are tried on one batch, and of many
+        the best quarter on two.
 
         `only`: solvers and grids, of which the field has more.
         """
@@ -272,8 +276,9 @@ def main():
         f"whose kind a classifier names, of which the teacher has {goal['recognised']} of {len(PROMPTS)}.\n"
     )
     print_table(cells)
+    print(f"\nStrongest: {STRONGEST[args.whole_field]}.")
     how = {"args": args, "interrupted": bool(hits), "report": distilled.report, "prompts": list(PROMPTS)}
-    how["seen"] = SEEN[args.prompts]
+    how |= {"seen": SEEN[args.prompts], "strongest": STRONGEST[args.whole_field]}
     report.write(args.out, rows, fields, goal, cells, how)
     return finished(started, args.out, hits)
 

@@ -82,9 +82,9 @@ teacher's pictures in the features of that classifier, which no fit sees; lower 
 only within this page.
 <b>Recognised</b>: of the pictures above, those whose kind the classifier names; the teacher has {recognised}.
 <b>Best as published</b>: of all published solvers as hosts have them, on their usual grids.
-<b>Strongest</b>: the best of these and of what the distillation found strongest of everything that tuning
-makes of them: other grids, full order to the end, first calls far below the largest noise level, the
-analytical first step. The choice is made on the trajectories that are measured on, which favours both.</p>
+<b>Strongest</b>: {strongest}: other grids, full order to the end, first calls far below the largest noise
+level, the analytical first step. The choice is made on the trajectories that are measured on, which favours
+both.</p>
 
 <h2>Distance against calls</h2>
 <img src="{distance}" alt="Distance to the teacher against NFE, logarithmic">
@@ -129,6 +129,7 @@ def write(out, rows, fields, goal, cells, how):
         recognised=f"{goal['recognised']} of {len(prompts)}",
         test=how["args"].test,
         seen=how["seen"],
+        strongest=how["strongest"],
     )
     title, schedule = "Distilled samplers for an emoji model", middle.schedule["distilled"]
     text = page.whole(title, body, schedule, how["args"].guidance, how["report"])

@@ -12,7 +12,7 @@ const STIFFNESS: [f64; 2] = [0.13, 0.4];
 const GITS: [f64; 2] = [1.15, 1.0];
 
 /// So many of `all`, by the recorded run.
-pub fn promising(recording: &Recording, all: Vec<Schedule>, count: usize) -> Vec<Schedule> {
+pub fn promising(recording: &Recording, all: &[Schedule], count: usize) -> Vec<Schedule> {
     let mut chosen: Vec<usize> = Vec::new();
     for stiffness in STIFFNESS {
         let model = Recorded::new(recording, stiffness);

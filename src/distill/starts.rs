@@ -66,14 +66,14 @@ pub fn rank<B: Tensors>(
     });
     let asked = ASKED.map(|count| ((share.min(1.0) * count as f64) as usize).max(LEAST_ASKED));
     let config = eval.config;
-    let of_field = of_all_kinds(recording, field_of(config, recording, nfe), asked[0]);
+    let of_field = of_all_kinds(recording, &field_of(config, recording, nfe), asked[0]);
     if of_field.is_empty() {
         return Err(Error::argument("no solver fits these options"));
     }
-    let published = promising(recording, starts_of(config, nfe), asked[1]);
+    let published = promising(recording, &starts_of(config, nfe), asked[1]);
     // Each table by itself: the recorded run overrates those whose numbers fit nothing else.
     let tables = generic::starts(config, nfe, recording.deviation()).into_iter();
-    let tables = tables.flat_map(|table| promising(recording, table, asked[2])).collect();
+    let tables = tables.flat_map(|table| promising(recording, &table, asked[2])).collect();
     let mut known = HashMap::new();
     let mut field = one_by_one(eval, goal, first, of_field, &mut known)?;
     field.truncate(asked[0].div_ceil(4));
@@ -97,15 +97,16 @@ pub fn rank<B: Tensors>(
 }
 
 /// So many of `all`, by the recorded run, and some of those that it underrates.
-fn of_all_kinds(recording: &Recording, all: Vec<Schedule>, count: usize) -> Vec<Schedule> {
-    let mut chosen = promising(recording, all.clone(), count);
+fn of_all_kinds(recording: &Recording, all: &[Schedule], count: usize) -> Vec<Schedule> {
+    let mut chosen = promising(recording, all, count);
     for kind in UNDERRATED.iter().filter(|_| count == ASKED[0]) {
         let is_of_it = |schedule: &Schedule| {
             let solver = schedule.made_by.as_ref().and_then(|by| by.solver.as_deref());
             solver.is_some_and(|solver| kind.contains(&solver))
         };
-        let others = all.iter().filter(|other| is_of_it(other) && !chosen.contains(other)).cloned().collect();
-        chosen.extend(promising(recording, others, OF_A_KIND));
+        let others = all.iter().filter(|other| is_of_it(other) && !chosen.contains(other));
+        let others: Vec<Schedule> = others.cloned().collect();
+        chosen.extend(promising(recording, &others, OF_A_KIND));
     }
     chosen
 }
@@ -205,7 +206,46 @@ fn allowed(config: &Config, mut all: Vec<Schedule>) -> Vec<Schedule> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{residual::Mix, teacher};
     use super::*;
+
+    /// A run of the teacher on two numbers, whose predictions turn on the way.
+    fn recording(config: &Config) -> Recording {
+        let schedule = teacher::schedule(config, teacher::COARSE).unwrap();
+        let basis = teacher::COARSE + 1;
+        let angle = |n: usize| (schedule.sigma(n) / (1.0 + schedule.sigma(n))).powi(2);
+        let vectors: Vec<[f64; 2]> = std::iter::once([schedule.sigma_start(), 0.0])
+            .chain((0..teacher::COARSE).map(|n| [0.5 * angle(n).sin(), 0.5 * angle(n).cos()]))
+            .collect();
+        let gram = vectors.iter().flat_map(|a| vectors.iter().map(move |b| a[0] * b[0] + a[1] * b[1]));
+        let padded = |mut state: Vec<f64>| {
+            state.resize(basis, 0.0);
+            state
+        };
+        Recording {
+            states: (0..=teacher::COARSE).map(|n| padded(schedule.expand(n))).collect(),
+            grams: vec![gram.collect()],
+            error: 0.0,
+            mix: Mix::of(config),
+            schedule,
+        }
+    }
+
+    #[test]
+    fn the_model_is_asked_about_underrated_kinds_where_calls_suffice() {
+        let config = Config::default();
+        let recording = recording(&config);
+        let all = field_of(&config, &recording, 5);
+        let asked = of_all_kinds(&recording, &all, ASKED[0]);
+        let by_recording = promising(&recording, &all, ASKED[0]);
+        assert_eq!(asked[..ASKED[0]], by_recording);
+        let solver = |s: &Schedule| s.made_by.as_ref().unwrap().solver.clone().unwrap();
+        let more: Vec<String> = asked[ASKED[0]..].iter().map(solver).collect();
+        let kinds = UNDERRATED.iter().flat_map(|kind| [kind; OF_A_KIND]);
+        assert!(more.iter().zip(kinds).all(|(name, kind)| kind.contains(&name.as_str())), "{more:?}");
+        assert_eq!((more.len(), field::unique(asked).len()), (4, 20));
+        assert_eq!(of_all_kinds(&recording, &all, 8), promising(&recording, &all, 8));
+    }
 
     #[test]
     fn flow_models_get_grids_in_the_ratio_of_noise_to_signal() {
