@@ -51,6 +51,7 @@ help:
 	@echo "make bench-torch     the same with the tensors of libtorch, on the CPU"
 	@echo "make bench-gpu       all of that and the distillation of a U-Net on a GPU with torch 2.11, no network;"
 	@echo "                     make bench-gpu-pack makes the file to carry there; GPU_DEVICE=cpu GPU_PYTHON="
+	@echo "make bench-gpu-emoji the emoji models there: three seeds against all of the strongest field, the best known"
 	@echo "make install         library, headers, pkg-config and CMake files; PREFIX=/usr/local DESTDIR="
 	@echo "make wheel           the Python wheel, in bindings/python/dist"
 	@echo "make wheels          the wheels of Linux, Windows and macOS, and the source distribution, in build/wheels; a table"

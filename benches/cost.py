@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # the matrices are small: BLAS threads cost more than they save, above all on a busy machine
@@ -93,7 +94,9 @@ class Bench:
     def row(self, name, row):
         """Fits with each seed, measured."""
         nfe, budget, options, bar = ROWS[row]
-        fits = [distill(name, nfe, s, max_calls=budget // BATCH, **options) for s in self.seeds(name)]
+        with ThreadPoolExecutor(self.args.jobs) as pool:
+            fit = functools.partial(distill, name, nfe, max_calls=budget // BATCH, **options)
+            fits = list(pool.map(fit, self.seeds(name)))
         most = max(found.report["image_calls"] for found in fits)
         self.calls[name, row] = most
         self.claims.check(f"{name}, {row}: image-calls", most, "<=", budget)
@@ -291,6 +294,9 @@ def options():
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--out", default="out/cost.json", help="file (default %(default)s)")
     parser.add_argument("--seeds", type=int, help="fits of each row (default 5; photos 3, emoji 2)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="fits at a time, in threads (default %(default)s)"
+    )
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--adam", help="gradient descent from the fits of 5@20000", **flag)

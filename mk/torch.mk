@@ -16,7 +16,7 @@ TORCH_SO := $(or $(CARGO_TARGET_DIR),target)/release/$(TORCH_LIBRARY)
 PACKAGE_TORCH_SO := bindings/python/src/lmsd/$(TORCH_LIBRARY)
 
 .PHONY: torch test-torch torch-library test-torch-library test-torch-versions test-torch-cpp \
-	bench-torch bench-gpu bench-gpu-pack wheel-torch
+	bench-torch bench-gpu bench-gpu-pack bench-gpu-emoji wheel-torch
 
 torch: $(TORCH_BUILD)/torch/build-version
 
@@ -78,9 +78,11 @@ bench-torch: $(if $(LIBTORCH),,torch)
 PACK := build/bench-gpu-pack
 bench-gpu-pack: $(PACK).tar.gz
 PACK_PYTHON := bindings/python/src/lmsd
-$(PACK).tar.gz: $(LMSD_SO) $(TORCH_SO) $(shell find $(PACK_PYTHON) -name '*.py') benches/torch.rs benches/gpu/run.py
-	rm -rf $(PACK) && mkdir -p $(PACK)
+PACK_TESTS := $(addprefix bindings/python/tests/,conftest.py mixture.py test_cuda.py)
+$(PACK).tar.gz: $(LMSD_SO) $(TORCH_SO) $(shell find $(PACK_PYTHON) -name '*.py') benches/torch.rs benches/gpu/run.py $(PACK_TESTS)
+	rm -rf $(PACK) && mkdir -p $(PACK)/tests
 	cp -r $(PACK_PYTHON) benches/gpu/run.py $(PACK)
+	cp $(PACK_TESTS) $(PACK)/tests
 	rm -rf $$(find $(PACK) -name __pycache__)
 	cp --remove-destination $(LMSD_SO) $(TORCH_SO) $(PACK)/lmsd
 	bench=$$($(CARGO) bench --features torch --bench torch --no-run --message-format json | \
@@ -96,6 +98,15 @@ bench-gpu:
 	test -e $(PACK).tar.gz || $(MAKE) --no-print-directory bench-gpu-pack
 	test -e $(PACK)/run.py || tar -C $(dir $(PACK)) -xzf $(PACK).tar.gz
 	$(GPU_PYTHON) $(PACK)/run.py --device $(GPU_DEVICE) --out out/bench-gpu $(BENCH_GPU)
+
+# Three seeds of each emoji model against all of the strongest field, and the best known, with torch on GPU_DEVICE.
+GPU_EMOJI = LMSD_EMOJI_DEVICE=$(GPU_DEVICE) PYTHONPATH=bindings/python/src $(GPU_PYTHON)
+bench-gpu-emoji: library
+	for model in pixel flow latent; do for seed in 0 1 2; do $(GPU_EMOJI) examples/emoji/demo.py --model $$model \
+		--seed $$seed --nfe 4-8 --max-calls 25000 --trajectories 500 --test 64 --fit-guidance --whole-field \
+		--out out/gpu-emoji/$$model-$$seed || exit 1; done; done
+	$(GPU_EMOJI) benches/cost.py --networks "emoji, pixel" "emoji, flow" "emoji, latent" --long --long-nfe 5 8 \
+		--out out/gpu-emoji/known.json
 
 # That library as a wheel of its own, for this machine's glibc and later ones; lmsd's own wheel goes without.
 wheel-torch: torch-library

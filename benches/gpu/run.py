@@ -3,15 +3,17 @@
 
     python3 run.py [--device cuda] [--seconds 120] [--out results]
 
-1. The tensors of libtorch against the built-in ones, their bandwidth against a copy, and distillations of
+1. The tests of torch's tensors on a GPU, where there is pytest.
+2. The tensors of libtorch against the built-in ones, their bandwidth against a copy, and distillations of
    latents [16, 4, 64, 64] and [16, 16, 128, 128] against their model calls alone (the program `torch`).
-2. A U-Net is trained here on pictures drawn here, saved as TorchScript, distilled by the program `lmsd`,
+3. A U-Net is trained here on pictures drawn here, saved as TorchScript, distilled by the program `lmsd`,
    compared with published solvers, and sampled.
 
 Writes bench-gpu.json, bench-gpu.md (with the device's name) and samples.png.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -217,6 +219,8 @@ def main():
     name = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     print(f"{name}, torch {torch.__version__}")
 
+    if importlib.util.find_spec("pytest"):
+        run(sys.executable, "-m", "pytest", "-q", "-rs", HERE / "tests")
     run(HERE / "torch", "--device", args.device, "--json", args.out / "tensors.json")
     tensors = json.loads((args.out / "tensors.json").read_text())
     training = train(args, args.out / "unet.pt")

@@ -36,11 +36,17 @@ def cell_file(out, name, peer, nfe, seed):
     return out / name.replace(" ", "_") / f"{peer}-{nfe:02d}-{seed}.json"
 
 
+def seconds_since(began, net):
+    """CPU seconds; None where the network runs elsewhere."""
+    return time.process_time() - began if net.device == "cpu" else None
+
+
 def sampled(net, sampler, trajectories):
     """(end points, CPU seconds an image, evaluations of the network an image) on the trajectories."""
     counted, began = Counted(net), time.process_time()
     ends = [run(counted, sampler, part.x, part.conditions) for part in trajectories.batches(net.batch_size)]
-    seconds = (time.process_time() - began) / len(trajectories)
+    seconds = seconds_since(began, net)
+    seconds = seconds and seconds / len(trajectories)
     return ends, seconds, counted.forward / len(trajectories)
 
 
@@ -73,7 +79,7 @@ def cell(name, peer, nfe, seed, quick=False, out=CELLS):
         words = sampler.name
     else:
         sampler, words = PEERS[peer][2](counted, nfe, seed, settings)
-    seconds = time.process_time() - began
+    seconds = seconds_since(began, net)
     calls = counted.forward + 3 * counted.gradient
     cost = {"image_calls": calls, "evaluations": calls * net.evaluations, "seconds": seconds}
     cost |= {"forward": counted.forward, "with_gradients": counted.gradient}

@@ -9,6 +9,8 @@ A few minutes on two cores. Ctrl-C keeps what was distilled so far, writes what 
 import argparse
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from classifier import frechet
 from common import FIELDS, INTERRUPTED, calls_needed, distilled_for_show, finished, teacher, which
 from common import field as the_field
 from emoji_data import GUIDANCE
-from emoji_model import noise
+from emoji_model import DEVICE, noise
 from emoji_problem import problem
 from judge import Judge, psnr
 from lmsd import gain
@@ -48,6 +50,9 @@ SEEN = {
     "fit": "prompts of the distillation, with other noise",
 }
 BATCH = 4  # trajectories in a batch: for fits the cheapest
+TOGETHER, THREADS = (
+    (1, 1) if DEVICE == "cpu" else (32, 32)
+)  # batches in a call of a measurement, calls at a time
 STRONGEST = {  # whether all of the field is measured -> what it is
     False: "the best as published, or the best of what the distillation ranked first of all their variants",
     True: "the best of published solvers and of all their variants",
@@ -91,15 +96,24 @@ class Contest:
 
     def ends(self, schedule, batches):
         """End points [n, ...] of the trajectories of some batches."""
-        own = self.problem
-        return np.concatenate([lmsd.sample(schedule, own.begin(index), own.model) for index in batches])
+        own, ends = copy(self.problem), []
+        for first in range(0, len(batches), TOGETHER):
+            begun = [(own.begin(index), own.words) for index in batches[first : first + TOGETHER]]
+            x, own.words = map(np.concatenate, zip(*begun, strict=True))
+            ends.append(lmsd.sample(schedule, x, own.model))
+        return np.concatenate(ends)
 
     def measure(self, schedules, batches=None):
         """Distance of each over the first trajectories, by default all."""
         chosen = self.batches[:batches]
         wanted = self.wanted[: len(chosen) * BATCH]
-        differences = [self.ends(schedule, chosen) - wanted for schedule in schedules]
-        return [float(np.linalg.norm(d.reshape(len(d), -1), axis=1).mean()) for d in differences]
+
+        def distance(schedule):
+            difference = self.ends(schedule, chosen) - wanted
+            return float(np.linalg.norm(difference.reshape(len(difference), -1), axis=1).mean())
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(distance, schedules))
 
     def best(self, nfe, name, only=None):
         """The finalists of a field with their distances, best first: all are tried on one batch, and of many

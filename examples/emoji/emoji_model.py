@@ -1,6 +1,7 @@
-"""The emoji models, run by onnxruntime; without torch."""
+"""The emoji models, run by onnxruntime; or by torch, on the device that LMSD_EMOJI_DEVICE names."""
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import onnxruntime
 from emoji_data import WORDS, words_of
 
 HERE = Path(__file__).parent
+DEVICE = os.environ.get("LMSD_EMOJI_DEVICE") or "cpu"  # of torch, such as cuda
 SHAPES = {"pixel": (3, 32, 32), "flow": (3, 32, 32), "latent": (4, 16, 16)}
 SIGMAS = {"ve": (0.002, 80.0, 0.002), "flow": (0.001, 1.0, 0.0)}  # smallest, largest, end of a run
 
@@ -20,7 +22,13 @@ class Emoji:
         self.name, self.shape, self.process = name, SHAPES[name], "flow" if name == "flow" else "ve"
         self.sigma_min, self.sigma_max, self.sigma_end = SIGMAS[self.process]
         self.threads = threads
-        self.session = session(name, threads)
+        self._run = self._on_cpu
+        if DEVICE == "cpu":
+            self.session = session(name, threads)
+        else:
+            from emoji_device import shared
+
+            self._run = shared(name, DEVICE)
         self.vocabulary = {word: i for i, word in enumerate(metadata(name)["words"]) if i}
 
     def unknown(self, prompt):
@@ -37,16 +45,18 @@ class Emoji:
 
     def denoise(self, x, sigma, words, guidance=1.0):
         """denoised [n, ...] of the states x [n, ...] at level `sigma`, with classifier-free guidance."""
-        empty = np.zeros_like(words)
         if guidance == 1:
-            return self._run(x, sigma, words)
-        both = self._run(np.concatenate([x, x]), sigma, np.concatenate([words, empty]))
+            return self._network(x, sigma, words)
+        both = self._network(np.concatenate([x, x]), sigma, np.concatenate([words, np.zeros_like(words)]))
         told, untold = np.split(both, 2)
         return untold + np.float32(guidance) * (told - untold)
 
-    def _run(self, x, sigma, words):
-        feed = {"x": np.asarray(x, np.float32), "sigma": np.full(len(x), sigma, np.float32), "words": words}
-        return self.session.run(None, feed)[0]
+    def _network(self, x, sigma, words):
+        x = np.asarray(x, np.float32)
+        return self._run(x, np.full(len(x), sigma, np.float32), words)
+
+    def _on_cpu(self, x, sigma, words):
+        return self.session.run(None, {"x": x, "sigma": sigma, "words": words})[0]
 
     @cached_property
     def _decoder(self):
