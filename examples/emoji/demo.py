@@ -7,6 +7,8 @@ A few minutes on two cores. Ctrl-C keeps what was distilled so far, writes what 
 """
 
 import argparse
+import functools
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,7 @@ from classifier import frechet
 from common import FIELDS, INTERRUPTED, calls_needed, distilled_for_show, finished, teacher, which
 from common import field as the_field
 from emoji_data import GUIDANCE
-from emoji_model import DEVICE, noise
+from emoji_model import DEVICE, Emoji, noise
 from emoji_problem import problem
 from judge import Judge, psnr
 from lmsd import gain
@@ -50,9 +52,8 @@ SEEN = {
     "fit": "prompts of the distillation, with other noise",
 }
 BATCH = 4  # trajectories in a batch: for fits the cheapest
-TOGETHER, THREADS = (
-    (1, 1) if DEVICE == "cpu" else (32, 32)
-)  # batches in a call of a measurement, calls at a time
+# batches in a call of a measurement, and calls at a time: small networks gain less from threads of their own
+TOGETHER, THREADS = (1, os.cpu_count() or 1) if DEVICE == "cpu" else (32, 32)
 STRONGEST = {  # whether all of the field is measured -> what it is
     False: "the best as published, or the best of what the distillation ranked first of all their variants",
     True: "the best of published solvers and of all their variants",
@@ -85,23 +86,31 @@ def distill(args, hits):
     return distilled_for_show(fitted, hits, nfe=args.nfe, **options)
 
 
+def parts(batches):
+    """Those of each call."""
+    return [batches[first : first + TOGETHER] for first in range(0, len(batches), TOGETHER)]
+
+
 class Contest:
     """Published and distilled schedules on the same test trajectories, of noise that no fit has seen."""
 
     def __init__(self, args):
         self.problem = problem(args.model, args.guidance, BATCH, args.seed + 1, test=args.prompts == "test")
+        self.problem.emoji = Emoji(args.model, threads=1)
         self.batches, self.finalists = range(args.test // BATCH), args.finalists
+        self.pool = ThreadPoolExecutor(THREADS)
         self.teacher = teacher(self.problem)
         self.wanted = self.ends(self.teacher, self.batches)
 
     def ends(self, schedule, batches):
         """End points [n, ...] of the trajectories of some batches."""
-        own, ends = copy(self.problem), []
-        for first in range(0, len(batches), TOGETHER):
-            begun = [(own.begin(index), own.words) for index in batches[first : first + TOGETHER]]
-            x, own.words = map(np.concatenate, zip(*begun, strict=True))
-            ends.append(lmsd.sample(schedule, x, own.model))
-        return np.concatenate(ends)
+        return np.concatenate(list(self.pool.map(functools.partial(self._some, schedule), parts(batches))))
+
+    def _some(self, schedule, batches):
+        own = copy(self.problem)
+        begun = [(own.begin(index), own.words) for index in batches]
+        x, own.words = map(np.concatenate, zip(*begun, strict=True))
+        return lmsd.sample(schedule, x, own.model)
 
     def measure(self, schedules, batches=None):
         """Distance of each over the first trajectories, by default all."""
@@ -109,11 +118,10 @@ class Contest:
         wanted = self.wanted[: len(chosen) * BATCH]
 
         def distance(schedule):
-            difference = self.ends(schedule, chosen) - wanted
+            difference = np.concatenate([self._some(schedule, some) for some in parts(chosen)]) - wanted
             return float(np.linalg.norm(difference.reshape(len(difference), -1), axis=1).mean())
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(distance, schedules))
+        return list(self.pool.map(distance, schedules))
 
     def best(self, nfe, name, only=None):
         """The finalists of a field with their distances, best first: all are tried on one batch, and of many
