@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # the matrices are small: BLAS threads cost more than they save, above all on a busy machine
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "photos"))
 
 import lmsd
-from common import Claims, about, calls_needed, contest, field, measure, which, write_json
+from common import Claims, about, calls_needed, contest, field, in_words, measure, which, write_json
 from fit import KILLED
 from lmsd import gain
 from lmsd.cli.terminal import print_table
@@ -94,9 +93,7 @@ class Bench:
     def row(self, name, row):
         """Fits with each seed, measured."""
         nfe, budget, options, bar = ROWS[row]
-        with ThreadPoolExecutor(self.args.jobs) as pool:
-            fit = functools.partial(distill, name, nfe, max_calls=budget // BATCH, **options)
-            fits = list(pool.map(fit, self.seeds(name)))
+        fits = [distill(name, nfe, s, max_calls=budget // BATCH, **options) for s in self.seeds(name)]
         most = max(found.report["image_calls"] for found in fits)
         self.calls[name, row] = most
         self.claims.check(f"{name}, {row}: image-calls", most, "<=", budget)
@@ -155,7 +152,7 @@ class Bench:
             f"{name}, {nfe} NFE: strongest published field {distance:.4f} ({which(winner)}), "
             f"{distance / own:.2f} times ours, {own:.4f}; it is as good at "
             + (f"{needed:.1f} NFE" if needed else f"more than {3 * nfe} NFE")
-            + f"; the run itself named {told['solver']}, {told['grid']}"
+            + f"; the run itself named {in_words(told)}"
         )
         self.put(
             "field",
@@ -294,9 +291,6 @@ def options():
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
     parser.add_argument("--out", default="out/cost.json", help="file (default %(default)s)")
     parser.add_argument("--seeds", type=int, help="fits of each row (default 5; photos 3, emoji 2)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="fits at a time, in threads (default %(default)s)"
-    )
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--adam", help="gradient descent from the fits of 5@20000", **flag)

@@ -10,15 +10,12 @@ of all is chosen on these, which favours it.
 import argparse
 import functools
 import statistics
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "digits"))
 
 import lmsd
-from common import about, contest, field, measure, which
+import networks  # finds the examples, and sets the threads of BLAS
+from common import about, contest, field, in_words, measure, which
 from lmsd.cli.terminal import note, print_table
-from networks import DEAR, NETWORKS, TEST_SEED, test_count, test_problem
+from networks import DEAR, NETWORKS, TEST_SEED
 
 BATCH = 4  # trajectories in a call
 CALLS = 3000  # of a batch, at most: a fit with few asks about less
@@ -26,28 +23,26 @@ ROUNDS = {True: (8, 32), False: (8, 64)}  # of the contest, where a network is d
 
 
 def named(name, nfe, seed):
-    """What the fit of one seed must beat: the solvers and grids that it names, best first."""
+    """What the fit of one seed must beat: the solver and grid that it names first."""
     problem = NETWORKS[name](BATCH, seed)
     options = {"nfe": nfe, "max_calls": CALLS, "iterations": 1, "progress": False, **about(problem)}
     found = lmsd.distill(problem.model, problem.begin, problem.like, **options)
-    return [f"{row['solver']}, {row['grid']}" for row in found.schedules[nfe].made_by["handcrafted"]]
+    return in_words(found.schedules[nfe].made_by["handcrafted"][0])
 
 
 def rows(name, nfe, seeds):
     """A line of the table for each seed: what the fit names, and the ratio of its distance to the least."""
-    test, count = test_problem(name), test_count(name)
+    test, count = networks.test_problem(name), networks.test_count(name)
     everything = {which(schedule): schedule for schedule in field(test, nfe, "strongest")}
     make = functools.partial(NETWORKS[name], seed=TEST_SEED)
     best, least = contest(make, {nfe: list(everything.values())}, test, count, ROUNDS[name in DEAR])[nfe][0]
     note(f"{name}, {nfe} NFE: {which(best)}, {least:.4f}")
     for seed in range(seeds):
-        # grids that the fit makes from its recorded run are not in that list
-        first = next((words for words in named(name, nfe, seed) if words in everything), None)
-        if first is None:
-            yield [name, str(nfe), str(seed), "one of its own grids", ""]
-            continue
-        (distance,) = measure(test, [everything[first]], count)
-        yield [name, str(nfe), str(seed), first, f"{distance / least:.3f}"]
+        first, ratio = named(name, nfe, seed), ""
+        if first in everything:  # grids that the fit makes from its recorded run are not
+            (distance,) = measure(test, [everything[first]], count)
+            ratio = f"{distance / least:.3f}"
+        yield [name, str(nfe), str(seed), first, ratio]
 
 
 def main():

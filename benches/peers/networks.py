@@ -30,7 +30,6 @@ class Network:
     process, sigma_min, sigma_max, sigma_end = "ve", 0.002, 80.0, 0.002
     shift = None
     batch_size = 64  # in which test trajectories are sampled
-    device = "cpu"  # of torch, that the network runs on
     words = ""  # what the features are
 
     def __init__(self, name, guidance):
@@ -127,7 +126,7 @@ class Emoji(Network):
         super().__init__(name, guidance)
         sys.path[:0] = [str(ROOT / "examples" / "emoji")]
         from emoji_data import SHIFT
-        from emoji_model import DEVICE, noise
+        from emoji_model import noise
         from emoji_problem import problem, prompts
         from export import denoiser
 
@@ -136,9 +135,7 @@ class Emoji(Network):
         self.process, self.shape = emoji.process, emoji.shape
         self.sigma_min, self.sigma_max, self.sigma_end = emoji.sigma_min, emoji.sigma_max, emoji.sigma_end
         self.shift = SHIFT if self.process == "flow" else None
-        torch.backends.cudnn.allow_tf32 = False
-        layout = torch.channels_last if DEVICE == "cpu" else torch.contiguous_format
-        self.net, self.device = denoiser(self.kind).to(DEVICE, memory_format=layout), DEVICE
+        self.net = denoiser(self.kind).to(memory_format=torch.channels_last)
         self.prompts = [torch.from_numpy(emoji.words(prompts(which))) for which in ("fit", "test")]
         self.judge, self.real = self._judge()
 
@@ -162,10 +159,9 @@ class Emoji(Network):
         return x, prompts[torch.from_numpy(rng.integers(0, len(prompts), size))]
 
     def denoise(self, x, sigma, conditions):
-        sigma = torch.as_tensor(sigma, dtype=x.dtype).expand(2 * len(x))
+        sigma = torch.as_tensor(sigma, dtype=x.dtype)
         both = torch.cat([conditions, torch.zeros_like(conditions)])
-        inputs = [part.to(self.device) for part in (torch.cat([x, x]), sigma, both)]
-        told, untold = self.net(*inputs).to(x.device).chunk(2)
+        told, untold = self.net(torch.cat([x, x]), sigma.expand(2 * len(x)), both).chunk(2)
         return untold + self.guidance * (told - untold)
 
     def pictures(self, x):

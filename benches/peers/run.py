@@ -36,17 +36,11 @@ def cell_file(out, name, peer, nfe, seed):
     return out / name.replace(" ", "_") / f"{peer}-{nfe:02d}-{seed}.json"
 
 
-def seconds_since(began, net):
-    """CPU seconds; None where the network runs elsewhere."""
-    return time.process_time() - began if net.device == "cpu" else None
-
-
 def sampled(net, sampler, trajectories):
     """(end points, CPU seconds an image, evaluations of the network an image) on the trajectories."""
     counted, began = Counted(net), time.process_time()
     ends = [run(counted, sampler, part.x, part.conditions) for part in trajectories.batches(net.batch_size)]
-    seconds = seconds_since(began, net)
-    seconds = seconds and seconds / len(trajectories)
+    seconds = (time.process_time() - began) / len(trajectories)
     return ends, seconds, counted.forward / len(trajectories)
 
 
@@ -79,7 +73,7 @@ def cell(name, peer, nfe, seed, quick=False, out=CELLS):
         words = sampler.name
     else:
         sampler, words = PEERS[peer][2](counted, nfe, seed, settings)
-    seconds = seconds_since(began, net)
+    seconds = time.process_time() - began
     calls = counted.forward + 3 * counted.gradient
     cost = {"image_calls": calls, "evaluations": calls * net.evaluations, "seconds": seconds}
     cost |= {"forward": counted.forward, "with_gradients": counted.gradient}

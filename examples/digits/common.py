@@ -56,9 +56,14 @@ def field(problem, nfe, name, solvers=None):
     return [schedule for schedule in found if not solvers or schedule.made_by["solver"] in solvers]
 
 
+def in_words(told):
+    """The solver and grid of a record, such as one of `made_by["handcrafted"]`."""
+    return f"{told['solver']}, {told['grid']}"
+
+
 def which(schedule):
     """A published solver and its grid, in words."""
-    return f"{schedule.made_by['solver']}, {schedule.made_by['grid']}"
+    return in_words(schedule.made_by)
 
 
 def contest(make, groups, test, count, rounds=RANKING, finalists=gain.FINALISTS):

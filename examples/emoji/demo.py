@@ -22,10 +22,10 @@ import lmsd
 import numpy as np
 import report
 from classifier import frechet
-from common import FIELDS, INTERRUPTED, calls_needed, distilled_for_show, finished, teacher, which
+from common import FIELDS, INTERRUPTED, calls_needed, distilled_for_show, finished, in_words, teacher, which
 from common import field as the_field
 from emoji_data import GUIDANCE
-from emoji_model import DEVICE, Emoji, noise
+from emoji_model import noise
 from emoji_problem import problem
 from judge import Judge, psnr
 from lmsd import gain
@@ -52,8 +52,7 @@ SEEN = {
     "fit": "prompts of the distillation, with other noise",
 }
 BATCH = 4  # trajectories in a batch: for fits the cheapest
-# batches in a call of a measurement, and calls at a time: small networks gain less from threads of their own
-TOGETHER, THREADS = (1, os.cpu_count() or 1) if DEVICE == "cpu" else (32, 32)
+TOGETHER = 4  # batches in a call of a measurement; calls are made side by side, each on one thread
 STRONGEST = {  # whether all of the field is measured -> what it is
     False: "the best as published, or the best of what the distillation ranked first of all their variants",
     True: "the best of published solvers and of all their variants",
@@ -95,10 +94,10 @@ class Contest:
     """Published and distilled schedules on the same test trajectories, of noise that no fit has seen."""
 
     def __init__(self, args):
-        self.problem = problem(args.model, args.guidance, BATCH, args.seed + 1, test=args.prompts == "test")
-        self.problem.emoji = Emoji(args.model, threads=1)
+        options = {"test": args.prompts == "test", "threads": 1}
+        self.problem = problem(args.model, args.guidance, BATCH, args.seed + 1, **options)
         self.batches, self.finalists = range(args.test // BATCH), args.finalists
-        self.pool = ThreadPoolExecutor(THREADS)
+        self.pool = ThreadPoolExecutor(os.cpu_count())
         self.teacher = teacher(self.problem)
         self.wanted = self.ends(self.teacher, self.batches)
 
@@ -142,9 +141,7 @@ def measured(contest, schedules, hits, whole):
     if `whole`, all of it.
     """
     rows, fields = [], {name: {} for name in FIELDS}
-    known = [
-        f"{row['solver']}, {row['grid']}" for s in schedules.values() for row in s.made_by["handcrafted"]
-    ]
+    known = [in_words(row) for s in schedules.values() for row in s.made_by["handcrafted"]]
     only = {"published": None, "strongest": None if whole else set(known)}
     for nfe in [*schedules, *BEYOND]:
         if hits and (rows or nfe in BEYOND):

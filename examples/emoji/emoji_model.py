@@ -10,7 +10,7 @@ import onnxruntime
 from emoji_data import WORDS, words_of
 
 HERE = Path(__file__).parent
-DEVICE = os.environ.get("LMSD_EMOJI_DEVICE") or "cpu"  # of torch, such as cuda
+DEVICE = os.environ.get("LMSD_EMOJI_DEVICE")  # of torch, such as cuda
 SHAPES = {"pixel": (3, 32, 32), "flow": (3, 32, 32), "latent": (4, 16, 16)}
 SIGMAS = {"ve": (0.002, 80.0, 0.002), "flow": (0.001, 1.0, 0.0)}  # smallest, largest, end of a run
 
@@ -22,13 +22,7 @@ class Emoji:
         self.name, self.shape, self.process = name, SHAPES[name], "flow" if name == "flow" else "ve"
         self.sigma_min, self.sigma_max, self.sigma_end = SIGMAS[self.process]
         self.threads = threads
-        self._run = self._on_cpu
-        if DEVICE == "cpu":
-            self.session = session(name, threads)
-        else:
-            from emoji_device import shared
-
-            self._run = shared(name, DEVICE)
+        self._run = self._in_torch(DEVICE) if DEVICE else self._in_onnxruntime()
         self.vocabulary = {word: i for i, word in enumerate(metadata(name)["words"]) if i}
 
     def unknown(self, prompt):
@@ -55,8 +49,18 @@ class Emoji:
         x = np.asarray(x, np.float32)
         return self._run(x, np.full(len(x), sigma, np.float32), words)
 
-    def _on_cpu(self, x, sigma, words):
-        return self.session.run(None, {"x": x, "sigma": sigma, "words": words})[0]
+    def _in_onnxruntime(self):
+        run = session(self.name, self.threads).run
+        return lambda x, sigma, words: run(None, {"x": x, "sigma": sigma, "words": words})[0]
+
+    def _in_torch(self, device):
+        """In single precision: without TF32, as on the CPU."""
+        import torch
+        from export import denoiser
+
+        torch.backends.cudnn.allow_tf32 = False
+        net = denoiser(self.name).to(device)
+        return lambda *inputs: net(*(torch.from_numpy(value).to(device) for value in inputs)).cpu().numpy()
 
     @cached_property
     def _decoder(self):

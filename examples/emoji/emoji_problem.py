@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 
 
 class Problem:
-    def __init__(self, name, guidance, size, seed, prompts):
-        self.emoji = Emoji(name)
+    def __init__(self, name, guidance, size, seed, prompts, threads):
+        self.emoji = Emoji(name, threads)
         self.process = self.emoji.process
         self.sigma_min, self.sigma_max = self.emoji.sigma_min, self.emoji.sigma_max
         self.sigma_end = self.emoji.sigma_end
@@ -48,13 +48,13 @@ def prompts(which):
     return (HERE / f"prompts_{which}.txt").read_text().splitlines()
 
 
-def problem(model="pixel", guidance=GUIDANCE, size=4, seed=0, prompt="", test=False):
+def problem(model="pixel", guidance=GUIDANCE, size=4, seed=0, prompt="", test=False, threads=0):
     """Batches of `size` pictures with classifier-free guidance.
 
     `model`: pixel, flow or latent; `guidance`: a scale, or a list of them, of which batches take one each in
     turn; `prompt`: the same one for all pictures, else those of prompts_fit.txt, or with `test` those of
-    prompts_test.txt, of emoji that the network has not seen.
+    prompts_test.txt, of emoji that the network has not seen; `threads`: of a call, 0 for all cores.
     """
     several = prompts("test" if test else "fit")
     scales = [float(scale) for scale in (guidance if isinstance(guidance, list | tuple) else [guidance])]
-    return Problem(model, scales, size, seed, [prompt] if prompt else several)
+    return Problem(model, scales, size, seed, [prompt] if prompt else several, threads)
