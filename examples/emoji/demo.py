@@ -7,7 +7,6 @@ A few minutes on two cores. Ctrl-C keeps what was distilled so far, writes what 
 """
 
 import argparse
-import functools
 import os
 import sys
 import time
@@ -85,11 +84,6 @@ def distill(args, hits):
     return distilled_for_show(fitted, hits, nfe=args.nfe, **options)
 
 
-def parts(batches):
-    """Those of each call."""
-    return [batches[first : first + TOGETHER] for first in range(0, len(batches), TOGETHER)]
-
-
 class Contest:
     """Published and distilled schedules on the same test trajectories, of noise that no fit has seen."""
 
@@ -99,11 +93,14 @@ class Contest:
         self.batches, self.finalists = range(args.test // BATCH), args.finalists
         self.pool = ThreadPoolExecutor(os.cpu_count())
         self.teacher = teacher(self.problem)
-        self.wanted = self.ends(self.teacher, self.batches)
+        (self.wanted,) = self.ends([self.teacher], self.batches)
 
-    def ends(self, schedule, batches):
-        """End points [n, ...] of the trajectories of some batches."""
-        return np.concatenate(list(self.pool.map(functools.partial(self._some, schedule), parts(batches))))
+    def ends(self, schedules, batches):
+        """End points [n, ...] of the trajectories of some batches, for each schedule."""
+        starts = range(0, len(batches), TOGETHER)
+        calls = [(schedule, batches[i : i + TOGETHER]) for schedule in schedules for i in starts]
+        found = list(self.pool.map(self._some, *zip(*calls, strict=True)))
+        return [np.concatenate(found[i : i + len(starts)]) for i in range(0, len(found), len(starts))]
 
     def _some(self, schedule, batches):
         own = copy(self.problem)
@@ -115,12 +112,8 @@ class Contest:
         """Distance of each over the first trajectories, by default all."""
         chosen = self.batches[:batches]
         wanted = self.wanted[: len(chosen) * BATCH]
-
-        def distance(schedule):
-            difference = np.concatenate([self._some(schedule, some) for some in parts(chosen)]) - wanted
-            return float(np.linalg.norm(difference.reshape(len(difference), -1), axis=1).mean())
-
-        return list(self.pool.map(distance, schedules))
+        differences = [ends - wanted for ends in self.ends(schedules, chosen)]
+        return [float(np.linalg.norm(d.reshape(len(d), -1), axis=1).mean()) for d in differences]
 
     def best(self, nfe, name, only=None):
         """The finalists of a field with their distances, best first: all are tried on one batch, and of many
@@ -181,7 +174,7 @@ def looked_at(contest, rows):
         return own.emoji.pictures(lmsd.sample(schedule, start, model))
 
     def tested(schedule):
-        return own.emoji.pictures(contest.ends(schedule, contest.batches))
+        return own.emoji.pictures(contest.ends([schedule], contest.batches)[0])
 
     def recognised(pictures):
         return sum(a == b for a, b in zip(judge.kinds(pictures), PROMPTS.values(), strict=True))
