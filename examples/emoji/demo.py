@@ -93,6 +93,7 @@ class Contest:
         self.batches, self.finalists = range(args.test // BATCH), args.finalists
         self.pool = ThreadPoolExecutor(os.cpu_count())
         self.teacher = teacher(self.problem)
+        self.found = {}  # schedule -> its end points, of those measured over all trajectories
         (self.wanted,) = self.ends([self.teacher], self.batches)
 
     def ends(self, schedules, batches):
@@ -112,7 +113,10 @@ class Contest:
         """Distance of each over the first trajectories, by default all."""
         chosen = self.batches[:batches]
         wanted = self.wanted[: len(chosen) * BATCH]
-        differences = [ends - wanted for ends in self.ends(schedules, chosen)]
+        found = self.ends(schedules, chosen)
+        if batches is None:
+            self.found |= zip(schedules, found, strict=True)
+        differences = [ends - wanted for ends in found]
         return [float(np.linalg.norm(d.reshape(len(d), -1), axis=1).mean()) for d in differences]
 
     def best(self, nfe, name, only=None):
@@ -173,9 +177,6 @@ def looked_at(contest, rows):
 
         return own.emoji.pictures(lmsd.sample(schedule, start, model))
 
-    def tested(schedule):
-        return own.emoji.pictures(contest.ends([schedule], contest.batches)[0])
-
     def recognised(pictures):
         return sum(a == b for a, b in zip(judge.kinds(pictures), PROMPTS.values(), strict=True))
 
@@ -184,7 +185,7 @@ def looked_at(contest, rows):
     features = judge.features(wanted)
     for row in rows:
         for name, schedule in row.schedule.items():
-            result = tested(schedule)
+            result = own.emoji.pictures(contest.found[schedule])
             row.psnr[name] = float(psnr(result, wanted).mean())
             row.lpips[name] = float(judge.difference(result, wanted).mean())
             row.frechet[name] = frechet(judge.features(result), features)
