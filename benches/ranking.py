@@ -15,7 +15,6 @@ import lmsd
 import networks  # finds the examples, and sets the threads of BLAS
 from common import about, contest, field, in_words, measure, which
 from lmsd.cli.terminal import note, print_table
-from networks import DEAR, NETWORKS, TEST_SEED
 
 BATCH = 4  # trajectories in a call
 CALLS = 3000  # of a batch, at most: a fit with few asks about less
@@ -24,7 +23,7 @@ ROUNDS = {True: (8, 32), False: (8, 64)}  # of the contest, where a network is d
 
 def named(name, nfe, seed):
     """What the fit of one seed must beat: the solver and grid that it names first."""
-    problem = NETWORKS[name](BATCH, seed)
+    problem = networks.NETWORKS[name](BATCH, seed)
     options = {"nfe": nfe, "max_calls": CALLS, "iterations": 1, "progress": False, **about(problem)}
     found = lmsd.distill(problem.model, problem.begin, problem.like, **options)
     return in_words(found.schedules[nfe].made_by["handcrafted"][0])
@@ -34,8 +33,9 @@ def rows(name, nfe, seeds):
     """A line of the table for each seed: what the fit names, and the ratio of its distance to the least."""
     test, count = networks.test_problem(name), networks.test_count(name)
     everything = {which(schedule): schedule for schedule in field(test, nfe, "strongest")}
-    make = functools.partial(NETWORKS[name], seed=TEST_SEED)
-    best, least = contest(make, {nfe: list(everything.values())}, test, count, ROUNDS[name in DEAR])[nfe][0]
+    make = functools.partial(networks.NETWORKS[name], seed=networks.TEST_SEED)
+    groups, rounds = {nfe: list(everything.values())}, ROUNDS[name in networks.DEAR]
+    best, least = contest(make, groups, test, count, rounds)[nfe][0]
     note(f"{name}, {nfe} NFE: {which(best)}, {least:.4f}")
     for seed in range(seeds):
         first, ratio = named(name, nfe, seed), ""
@@ -47,7 +47,7 @@ def rows(name, nfe, seeds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["digits, guidance 3"])
+    parser.add_argument("--networks", nargs="+", choices=networks.NETWORKS, default=["digits, guidance 3"])
     parser.add_argument("--nfe", type=int, default=5, help="model calls (default 5)")
     parser.add_argument("--seeds", type=int, default=3, help="of the noise that fits see (default 3)")
     args = parser.parse_args()

@@ -93,7 +93,7 @@ class Contest:
         self.batches, self.finalists = range(args.test // BATCH), args.finalists
         self.pool = ThreadPoolExecutor(os.cpu_count())
         self.teacher = teacher(self.problem)
-        self.found = {}  # schedule -> its end points, of those measured over all trajectories
+        self.end_points = {}  # of the schedules that were measured over all trajectories
         (self.wanted,) = self.ends([self.teacher], self.batches)
 
     def ends(self, schedules, batches):
@@ -115,7 +115,7 @@ class Contest:
         wanted = self.wanted[: len(chosen) * BATCH]
         found = self.ends(schedules, chosen)
         if batches is None:
-            self.found |= zip(schedules, found, strict=True)
+            self.end_points |= zip(schedules, found, strict=True)
         differences = [ends - wanted for ends in found]
         return [float(np.linalg.norm(d.reshape(len(d), -1), axis=1).mean()) for d in differences]
 
@@ -185,7 +185,7 @@ def looked_at(contest, rows):
     features = judge.features(wanted)
     for row in rows:
         for name, schedule in row.schedule.items():
-            result = own.emoji.pictures(contest.found[schedule])
+            result = own.emoji.pictures(contest.end_points[schedule])
             row.psnr[name] = float(psnr(result, wanted).mean())
             row.lpips[name] = float(judge.difference(result, wanted).mean())
             row.frechet[name] = frechet(judge.features(result), features)

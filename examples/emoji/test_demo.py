@@ -5,8 +5,10 @@ import sys
 
 import demo
 import lmsd
+import numpy as np
 import pytest
-from common import config
+from common import config, teacher
+from judge import psnr
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,16 @@ def test_its_distance_is_that_of_the_schedule(out):
     (distance,) = lmsd.compare([schedule], own.model, begin, own.like, **config(own) | {"held_out": 8})
     assert distance == pytest.approx(said, abs=2e-3)
     assert not set(own.prompts) & set(demo.problem("pixel").prompts)
+
+
+def test_its_psnr_is_that_of_the_schedules_pictures(out):
+    page = (out / "report.html").read_text()
+    said = float(re.search(r">distilled</td><td.*?>[\d.]+</td><td.*?>([\d.]+)</td>", page)[1])
+    own = demo.problem("pixel", 3.0, demo.BATCH, 1, test=True)
+
+    def pictures(schedule):
+        ends = [lmsd.sample(schedule, own.begin(index), own.model) for index in range(2)]
+        return own.emoji.pictures(np.concatenate(ends))
+
+    found, wanted = pictures(lmsd.Schedule.load(out / "nfe03.json")), pictures(teacher(own))
+    assert psnr(found, wanted).mean() == pytest.approx(said, abs=0.06)
